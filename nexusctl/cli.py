@@ -1,0 +1,64 @@
+"""The command line: nexusctl's commands put together, and what click says of a wrong one."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from nexusctl.commands import config, daemon, lifecycle, new, rpc, status, watch
+from nexusctl.commands.options import shared_options
+from nexusctl.exits import INTERRUPTED, MEANINGS, USAGE
+
+
+def _epilog() -> str:
+    rows = "\n".join(f"  {number:>3}  {meaning}" for number, meaning in MEANINGS.items())
+    return f"\b\nExit status:\n{rows}"
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=False,
+    epilog=_epilog(),
+)
+@shared_options
+def nexusctl(**_: object) -> None:
+    """Look after the modules of a nexusd on this host.
+
+    MODULE is an id such as vitals/heartbeat-client, or a quoted pattern such as 'vitals/*'. Several may be
+    given and are handled at once. Data goes to stdout, everything else to stderr.
+    """
+
+
+for command in (
+    status.status,
+    lifecycle.start,
+    lifecycle.stop,
+    lifecycle.restart,
+    lifecycle.reload,
+    config.config,
+    watch.logs,
+    watch.events,
+    status.modules,
+    new.check,
+    new.new,
+    daemon.whoami,
+    daemon.shutdown,
+    rpc.rpc,
+    daemon.completion,
+):
+    nexusctl.add_command(command)
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and give its exit status; click would turn some of them into others."""
+    try:
+        status = nexusctl.main(arguments, prog_name="nexusctl", standalone_mode=False)
+    except click.ClickException as error:
+        print(f"nexusctl: {error.format_message()}", file=sys.stderr)
+        if isinstance(error, click.UsageError):
+            print(f"next: {error.ctx.command_path if error.ctx else 'nexusctl'} --help", file=sys.stderr)
+        return USAGE
+    except click.Abort:
+        return INTERRUPTED
+    return status if isinstance(status, int) else 0

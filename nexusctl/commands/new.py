@@ -1,0 +1,62 @@
+"""`new` writes the folder of a module that works as it stands; `check` has nexusd judge module folders."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from nexusctl.exits import DONE, FAILED
+from nexusctl.module_files import exec_module, is_module_id, python_module
+
+
+@click.command()
+@click.argument("module_id", metavar="GROUP/NAME")
+@click.option("--exec", "as_program", is_flag=True, help="A program (here a shell script) instead of Python.")
+@click.option(
+    "--into",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("."),
+    help="The folder of modules.  [default: the current one]",
+)
+def new(module_id: str, as_program: bool, into: Path) -> int:
+    """Write a new, working module.
+
+    It goes to DIR/GROUP/NAME and says every second that it is alive.
+    """
+    if not is_module_id(module_id):
+        raise click.UsageError(f"{module_id!r} is no module id: GROUP/NAME, as vitals/my-module")
+    folder = into / module_id
+    files = exec_module(module_id) if as_program else python_module(module_id)
+    try:
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755 if text.startswith("#!") else 0o644)
+    except FileExistsError:
+        click.echo(f"nexusctl: {folder} is there already", err=True)
+        return FAILED
+    except OSError as error:
+        click.echo(f"nexusctl: cannot write {folder}: {error.strerror}", err=True)
+        return FAILED
+    click.echo(str(folder))
+    click.echo(f"next: nexusctl check {into}, then nexusctl reload and nexusctl start {module_id}", err=True)
+    return DONE
+
+
+@click.command()
+@click.argument("directories", nargs=-1, metavar="[DIR]...", type=click.Path())
+def check(directories: tuple[str, ...]) -> NoReturn:
+    """Check the manifests of all modules.
+
+    Those in the folders DIR, by default where nexusd looks. No daemon is needed.
+    """
+    ours = str(Path(__file__).resolve().parents[2])  # nexusd lies beside nexusctl, installed or not
+    search = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
+    sys.stdout.flush()
+    command = [sys.executable, "-P", "-m", "nexusd", "check", *directories]
+    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": search})

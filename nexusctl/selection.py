@@ -1,0 +1,77 @@
+"""Which modules a command means: ids as they stand, patterns by the daemon's list; a near miss is named."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from nexusctl.client import RpcError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from nexusctl.client import Client
+
+NO_SUCH_MODULE = -32002
+
+
+def is_pattern(word: str) -> bool:
+    return any(mark in word for mark in "*?[")
+
+
+def is_single(words: Sequence[str]) -> bool:
+    return len(words) == 1 and not is_pattern(words[0])
+
+
+def known_ids(client: Client) -> list[str]:
+    return sorted(item["id"] for item in client.call("get_status")["modules"]["items"])
+
+
+def selected(client: Client, words: Sequence[str]) -> list[str]:
+    """The ids meant by the words, each once. The daemon is asked only if there is a pattern among them."""
+    if not any(map(is_pattern, words)):
+        return list(dict.fromkeys(words))
+    return matching(words, known_ids(client))
+
+
+def matching(words: Sequence[str], known: Sequence[str]) -> list[str]:
+    """As `selected`. A pattern without any match raises, before anything is done to the others."""
+    chosen: dict[str, None] = {}
+    for word in words:
+        found = [one for one in known if fnmatchcase(one, word)] if is_pattern(word) else [word]
+        if not found:
+            raise no_match(word, known)
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def no_match(word: str, known: Sequence[str]) -> RpcError:
+    """The error for an id or pattern that names nothing, with the nearest one that would have."""
+    what = f"no module matches {word}" if is_pattern(word) else f"no such module: {word}"
+    near = nearest(word, known)
+    data: dict[str, Any] = {"kind": "no_such_module", "module_id": word, "near": near}
+    return RpcError(NO_SUCH_MODULE, f"{what}; did you mean {near}?" if near else what, data)
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """The id most like the word; the name alone, without its group, counts as well."""
+    import difflib  # noqa: PLC0415  wanted only after a mistake
+
+    bare = word.replace("*", "").replace("?", "").strip("/")
+    by_text = {one.rpartition("/")[2]: one for one in reversed(known)} | {one: one for one in known}
+    close = difflib.get_close_matches(bare, by_text, n=1, cutoff=0.5)
+    if close:
+        return by_text[close[0]]
+    return next((one for one in known if bare and bare in one), None)
+
+
+def with_near_match(client: Client, error: RpcError) -> RpcError:
+    """The daemon's `no such module` with the near match named; every other error as it is."""
+    word = error.data.get("module_id")
+    if error.code != NO_SUCH_MODULE or error.data.get("hint") or not isinstance(word, str):
+        return error
+    try:
+        return no_match(word, known_ids(client))
+    except RpcError:  # who may start modules need not be allowed to list them
+        return error

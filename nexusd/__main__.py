@@ -1,0 +1,106 @@
+"""argv and configuration in, the daemon wired and run. `nexusd check` validates and does nothing else."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import resource
+import sys
+
+from nexusd import __version__
+from nexusd.config import InvalidConfig, Options, read_config
+from nexusd.daemon import UniversalDaemon
+from nexusd.domain.errors import NexusError
+from nexusd.domain.manifest import Fault, manifest_schema
+from nexusd.system.journal import log_to
+from nexusd.system.manifests import discover, missing_paths, shadowed
+from nexusd.system.store import Unusable
+
+log = logging.getLogger("nexusd")
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    if arguments.command == "check":
+        sys.exit(check(arguments.folders, arguments.schema))
+    options = Options(
+        arguments.config,
+        tuple(arguments.modules),
+        arguments.socket,
+        arguments.runtime,
+        arguments.state,
+        arguments.logs,
+        arguments.log_format,
+    )
+    sys.exit(serve(options))
+
+
+def serve(options: Options) -> int:
+    """Exit status: 0 after a clean stop, 1 when it can't run, 2 for a faulty configuration, 10 see on_give_up."""
+    try:
+        config = read_config(options, os.environ, os.getuid())
+    except InvalidConfig as error:
+        print(error, file=sys.stderr)
+        return 2
+    log_to(sys.stderr, config.log_format)
+    _raise_file_limit()
+    try:
+        return asyncio.run(_run(UniversalDaemon(config=config)))
+    except (NexusError, Unusable, OSError) as error:
+        log.error("nexusd cannot run: %s", error)
+        return 1
+
+
+async def _run(daemon: UniversalDaemon) -> int:
+    await daemon.initialize()
+    await daemon.discover_and_load_modules()
+    await daemon.start()
+    return await daemon.run()
+
+
+def check(folders: list[str], schema: bool) -> int:
+    """All faults of all modules under the folders on stdout; 0 when there are none, else 1."""
+    if schema:
+        print(json.dumps(manifest_schema(), indent=2))
+        return 0
+    paths = folders or list(read_config(Options(), os.environ, os.getuid()).modules)
+    found = discover(paths)
+    faults: list[Fault] = [*missing_paths(paths)]
+    for one in [*found, *shadowed(paths)]:
+        faults.extend(one.faults)
+    for fault in faults:
+        print(fault)
+    if not faults:
+        print(f"{len(found)} module{'s' * (len(found) != 1)}, no faults")
+    return 1 if faults else 0
+
+
+def _raise_file_limit() -> None:
+    """Each replica costs two descriptors, each client one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    log.debug("open files: %d, were %d", hard, soft)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nexusd", description="Supervises modules; steered by nexusctl.")
+    parser.add_argument("--version", action="version", version=f"nexusd {__version__}")
+    parser.add_argument("--config", metavar="FILE", help="nexusd.toml")
+    parser.add_argument(
+        "--modules", metavar="DIR", action="append", default=[], help="may be given several times"
+    )
+    parser.add_argument("--socket", metavar="PATH", help="the API socket")
+    parser.add_argument("--runtime", metavar="DIR", help="sockets and what is gone after a reboot")
+    parser.add_argument("--state", metavar="DIR", help="what survives a reboot")
+    parser.add_argument("--logs", metavar="DIR", help="what modules write")
+    parser.add_argument("--log-format", choices=("text", "json", "journal"))
+    commands = parser.add_subparsers(dest="command", metavar="check")
+    checking = commands.add_parser("check", help="validate module folders and exit 0 or 1")
+    checking.add_argument("folders", metavar="DIR", nargs="*")
+    checking.add_argument("--schema", action="store_true", help="print the JSON Schema of module.toml")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""nexusd.toml, the command line and the environment, as one frozen value. It does nothing when built.
+
+Order: command line, environment, file, default. Reading the file is `read_config`; acting on it is others'.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from nexusd.domain.access import Grants
+from nexusd.domain.fields import Fault, Reading
+
+LogFormat = Literal["text", "json", "journal"]
+_Roles = Annotated[
+    dict[str, tuple[str, ...]], msgspec.Meta(title="a table of names, each with a list of names")
+]
+
+
+class Access(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may do what: users and groups hold roles, roles hold permissions."""
+
+    roles: _Roles = {}
+    users: _Roles = {}
+    groups: _Roles = msgspec.field(default_factory=lambda: {"nexus": ("operator",)})
+
+    def grants(self, daemon_uid: int) -> Grants:
+        return Grants(self.roles, self.users, self.groups, daemon_uid)
+
+
+class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    listen: str = "127.0.0.1:9090"
+
+
+class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of the API socket."""
+
+    group: str = "nexus"
+    message_bytes: int = 1 << 20
+    batch: int = 100
+    in_flight: int = 64
+    connections: int = 1024
+    request_timeout_s: float = 10.0
+    unsent_bytes: int = 1 << 20
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may stand in nexusd.toml."""
+
+    socket: str | None = None
+    modules: tuple[str, ...] | None = None
+    runtime: str | None = None
+    state: str | None = None
+    logs: str | None = None
+    log_format: LogFormat | None = None
+    access: Access = Access()
+    api: Api = Api()
+    metrics: Metrics = Metrics()
+
+
+class InvalidConfig(Exception):
+    """nexusd.toml can't be used; `faults` has all that is wrong in it."""
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line gave; None or empty where it gave nothing."""
+
+    config: str | None = None
+    modules: tuple[str, ...] = ()
+    socket: str | None = None
+    runtime: str | None = None
+    state: str | None = None
+    logs: str | None = None
+    log_format: LogFormat | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    config_path: str
+    modules: tuple[str, ...]
+    socket: str
+    runtime: str
+    state: str
+    logs: str
+    log_format: LogFormat
+    access: Access
+    api: Api
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The defaults of one kind of user."""
+
+    config: str
+    modules: str
+    socket: str
+    runtime: str
+    state: str
+    logs: str
+
+
+def folders(uid: int, environment: Mapping[str, str]) -> Folders:
+    """root has the system's folders, any other user those of the XDG base directories."""
+    if uid == 0:
+        etc = "/etc/nexus"
+        return Folders(
+            f"{etc}/nexusd.toml",
+            f"{etc}/modules",
+            "/run/nexus.sock",
+            "/run/nexus",
+            "/var/lib/nexus",
+            "/var/log/nexus",
+        )
+    home = environment.get("HOME", "/")
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    runtime = f"{runtime}/nexus" if runtime else f"/tmp/nexus-{uid}"
+    settings = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
+    state = environment.get("XDG_STATE_HOME") or f"{home}/.local/state"
+    return Folders(
+        f"{settings}/nexus/nexusd.toml",
+        f"{settings}/nexus/modules",
+        f"{runtime}/nexus.sock",
+        runtime,
+        f"{state}/nexus",
+        f"{state}/nexus/logs",
+    )
+
+
+def read_config(options: Options, environment: Mapping[str, str], uid: int) -> Config:
+    """Raises InvalidConfig. A file that was asked for must be there, the default one need not."""
+    defaults = folders(uid, environment)
+    path = options.config or environment.get("NEXUS_CONFIG_FILE") or defaults.config
+    file = _read_file(path, must_exist=path != defaults.config)
+    modules = environment.get("NEXUS_MODULES")
+
+    def first(name: str) -> str:
+        given = getattr(options, name) or environment.get(f"NEXUS_{name.upper()}") or getattr(file, name)
+        return os.path.abspath(given or getattr(defaults, name))
+
+    return Config(
+        config_path=path,
+        modules=tuple(
+            os.path.abspath(folder)
+            for folder in options.modules
+            or (modules.split(":") if modules else None)
+            or file.modules
+            or (defaults.modules,)
+        ),
+        socket=first("socket"),
+        runtime=first("runtime"),
+        state=first("state"),
+        logs=first("logs"),
+        log_format=options.log_format or file.log_format or "text",
+        access=file.access,
+        api=file.api,
+        metrics=file.metrics,
+    )
+
+
+def _read_file(path: str, *, must_exist: bool) -> File:
+    try:
+        with open(path, "rb") as opened:
+            raw = tomllib.load(opened)
+    except FileNotFoundError as error:
+        if not must_exist:
+            return File()
+        raise InvalidConfig((Fault(path, "", "a file", "nothing", None),)) from error
+    except OSError as error:
+        raise InvalidConfig((Fault(path, "", "a readable file", str(error.strerror), None),)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig((Fault(path, "", "TOML", str(error), None),)) from error
+    return _converted(raw, path)
+
+
+def _converted(raw: dict[str, Any], path: str) -> File:
+    try:
+        return msgspec.convert(raw, File)
+    except msgspec.ValidationError as error:
+        raise InvalidConfig(_faults(raw, path, str(error))) from error
+
+
+def _faults(raw: dict[str, Any], path: str, otherwise: str) -> tuple[Fault, ...]:
+    faults = tuple(Reading(raw, File, path).faults)
+    return faults or (Fault(path, "", "a configuration", otherwise, None),)

@@ -1,0 +1,395 @@
+"""All modules with their replicas, and the rules between them: who may start now, who may stop now.
+
+`apply` takes one event, lets the rules settle to a fixed point, and returns the new fleet with what is to be
+done. How one replica moves is `lifecycle`'s; orders and cycles are `graph`'s.
+"""
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from nexusd.domain import lifecycle
+from nexusd.domain.graph import Graph
+from nexusd.domain.lifecycle import Moment, Replica
+from nexusd.domain.manifest import Definition, Fault
+
+FreshRun = Callable[[str, int, int], str]  # module id, index, generation -> a run's key, never used before
+
+
+class ModuleState(StrEnum):
+    LOADED = "loaded"
+    STARTING = "starting"
+    STARTED = "started"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+    INVALID = "invalid"
+
+
+class Module(Struct, frozen=True):
+    """A folder with a manifest, what is wanted of it, and its replicas of every generation that still runs."""
+
+    id: str
+    folder: str
+    definition: Definition | None  # in force; None for a manifest that never was valid
+    since: float
+    wanted: bool = False
+    asked: bool = False  # whether anybody, autostart included, ever wanted it to run or to stop
+    count: int = 1
+    generation: int = 1
+    replicas: tuple[Replica, ...] = ()
+    configured: dict[str, Any] = {}
+    pending: Definition | None = None  # on disk, in force after the next reload
+    faults: tuple[Fault, ...] = ()
+    gone: bool = False  # its folder is no longer there
+
+    @property
+    def current(self) -> tuple[Replica, ...]:
+        """The replicas that count: of this generation, within the wanted number."""
+        return tuple(r for r in self.replicas if r.generation == self.generation and r.index < self.count)
+
+    @property
+    def ready(self) -> int:
+        return sum(isinstance(replica.state, lifecycle.Started) for replica in self.current)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any process of it runs."""
+        return any(replica.run is not None for replica in self.replicas)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return self.definition.manifest.requires if self.definition else ()
+
+    @property
+    def state(self) -> ModuleState:
+        if self.definition is None:
+            return ModuleState.INVALID
+        return _state_when_wanted(self.current) if self.wanted else self._state_when_unwanted()
+
+    def _state_when_unwanted(self) -> ModuleState:
+        if self.is_active:
+            return ModuleState.STOPPING
+        return ModuleState.STOPPED if self.asked else ModuleState.LOADED
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not simply running, as its replicas or its folder tell it."""
+        if self.definition is None:
+            return f"{len(self.faults)} fault{'s' * (len(self.faults) != 1)} in its manifest"
+        told = (_reason(replica) for replica in self.current)
+        return next((reason for reason in told if reason), None) or self._reason_on_disk()
+
+    def _reason_on_disk(self) -> str | None:
+        if self.gone:
+            return "its folder is gone; what runs goes on until it is stopped"
+        return "its manifest on disk has faults; the last good one is in force" if self.faults else None
+
+
+def _state_when_wanted(replicas: tuple[Replica, ...]) -> ModuleState:
+    kinds = {_kind(replica) for replica in replicas}
+    for kind in _WORST_FIRST:
+        if kind in kinds:
+            return kind
+    return ModuleState.STARTED  # scaled to none: all that is wanted runs
+
+
+_WORST_FIRST = (
+    ModuleState.FAILED,
+    ModuleState.BACKOFF,
+    ModuleState.STOPPING,
+    ModuleState.STARTING,
+    ModuleState.STOPPED,
+    ModuleState.STARTED,
+)
+
+
+def _kind(replica: Replica) -> ModuleState:
+    match replica.state:
+        case lifecycle.Waiting(lasting=True) | lifecycle.Stuck():
+            return ModuleState.FAILED
+        case lifecycle.Waiting():
+            return ModuleState.STARTING
+        case other:
+            return ModuleState(str(other.__struct_config__.tag))
+
+
+def _reason(replica: Replica) -> str | None:
+    if isinstance(replica.state, lifecycle.Waiting) and replica.state.obstacle:
+        return replica.state.obstacle
+    return replica.reason
+
+
+class Fleet(Struct, frozen=True):
+    modules: dict[str, Module] = {}
+    graph: Graph = Graph({}, {})
+
+
+def graph_of(modules: Iterable[Module]) -> Graph:
+    valid = [module for module in modules if module.definition is not None]
+    return Graph(
+        {module.id: module.requires for module in valid},
+        {module.id: module.definition.manifest.after for module in valid if module.definition},
+    )
+
+
+# Events of the fleet
+
+
+class Put(Struct, frozen=True):
+    """A module was loaded, changed or, None, is to be dropped."""
+
+    module_id: str
+    module: Module | None
+
+
+class Want(Struct, frozen=True):
+    """These modules are to run, or not to: together, so that none is stopped before its dependents."""
+
+    module_ids: tuple[str, ...]
+    started: bool
+
+
+class Renewal(Struct, frozen=True):
+    """Every replica is stopped and started again; with a definition, as a new generation."""
+
+    module_id: str
+    definition: Definition | None = None
+
+
+class Scale(Struct, frozen=True):
+    module_id: str
+    count: int
+
+
+class News(Struct, frozen=True):
+    """Something happened to one replica."""
+
+    module_id: str
+    key: tuple[int, int]
+    event: lifecycle.Event
+
+
+FleetEvent = Put | Want | Renewal | Scale | News
+
+
+class Order(NamedTuple):
+    """What is to be done to a replica's process."""
+
+    replica: Replica
+    action: lifecycle.Action
+
+
+class GiveUp(NamedTuple):
+    """A replica of this module has failed for good."""
+
+    module_id: str
+
+
+class Change(NamedTuple):
+    fleet: Fleet
+    actions: tuple[Order | GiveUp, ...]
+    touched: frozenset[str]
+
+
+def apply(fleet: Fleet, event: FleetEvent, moment: Moment, fresh_run: FreshRun) -> Change:
+    """The fleet after the event and after every rule that it set off."""
+    turn = _Turn(fleet, moment, fresh_run)
+    turn.take(event)
+    turn.settle()
+    return Change(Fleet(turn.modules, turn.graph), tuple(turn.actions), frozenset(turn.touched))
+
+
+class _Turn:
+    """One event on its way through the fleet; nobody sees what is half done."""
+
+    def __init__(self, fleet: Fleet, moment: Moment, fresh_run: FreshRun) -> None:
+        self.modules = dict(fleet.modules)
+        self.graph = fleet.graph
+        self.actions: list[Order | GiveUp] = []
+        self.touched: set[str] = set()
+        self._queue: list[str] = []
+        self._moment = moment
+        self._fresh_run = fresh_run
+
+    def take(self, event: FleetEvent) -> None:
+        match event:
+            case Put(module_id, module):
+                self._put(module_id, module)
+            case Want(module_ids, started):
+                self._want(module_ids, started)
+            case Renewal(module_id, definition):
+                self._renew(self.modules[module_id], definition)
+            case Scale(module_id, count):
+                self._store(replace(self.modules[module_id], count=count))
+            case News(module_id, key, news):
+                self._move(module_id, key, news)
+
+    def settle(self) -> None:
+        """Each rule looks at one module and its neighbours; a change asks the neighbours again."""
+        while self._queue:
+            module_id = self._queue.pop()
+            if module_id in self.modules and self.modules[module_id].definition is not None:
+                self._fill(module_id)
+                self._stop_in_order(module_id)
+                self._admit(module_id)
+                self._tidy(module_id)
+
+    # Events
+
+    def _put(self, module_id: str, module: Module | None) -> None:
+        before = self.modules.pop(module_id, None)
+        if module is not None:
+            self.modules[module_id] = module
+        if module is None or before is None or _relations(before) != _relations(module):
+            self.graph = graph_of(self.modules.values())
+        self._touch(module_id)
+
+    def _want(self, module_ids: Iterable[str], started: bool) -> None:
+        modules = [self.modules[module_id] for module_id in module_ids]
+        for module in modules:
+            self._store(replace(module, wanted=started, asked=True))
+        for module in modules if started else ():
+            for replica in module.current:
+                self._move(module.id, replica.key, lifecycle.Start())
+
+    def _renew(self, module: Module, definition: Definition | None) -> None:
+        module = replace(module, wanted=True, asked=True)
+        if definition is not None:
+            module = replace(module, definition=definition, pending=None, generation=module.generation + 1)
+            self._put(module.id, module)
+            for replica in module.replicas:
+                self._move(module.id, replica.key, lifecycle.Stop())
+            return
+        self._store(module)
+        for replica in module.current:
+            self._move(module.id, replica.key, lifecycle.Renew())
+
+    # Rules
+
+    def _fill(self, module_id: str) -> None:
+        """Every wanted index has a replica of this generation; what is beyond the wanted number is stopped."""
+        module = self.modules[module_id]
+        if not module.wanted:
+            return
+        there = {replica.index for replica in module.current}
+        for index in range(module.count):
+            if index not in there:
+                fresh = Replica(module_id, index, module.generation, self._moment.now)
+                self._store(_with(self.modules[module_id], fresh))
+                self._move(module_id, fresh.key, lifecycle.Start())
+        for replica in module.replicas:
+            if replica.index >= module.count and replica.wanted:
+                self._move(module_id, replica.key, lifecycle.Stop())
+
+    def _stop_in_order(self, module_id: str) -> None:
+        """Dependents that are to stop, too, go first."""
+        module = self.modules[module_id]
+        if module.wanted:
+            return
+        dependents = (*self.graph.required_by.get(module_id, ()), *self.graph.before.get(module_id, ()))
+        others = (self.modules[one] for one in dependents if one in self.modules)
+        if any(other.is_active and not other.wanted for other in others):
+            return
+        for replica in module.replicas:
+            if replica.wanted:
+                self._move(module_id, replica.key, lifecycle.Stop())
+
+    def _admit(self, module_id: str) -> None:
+        """A waiting replica starts when nothing stands in its way."""
+        for replica in self.modules[module_id].replicas:
+            if not isinstance(replica.state, lifecycle.Waiting):
+                continue
+            held = self._obstacle(self.modules[module_id], replica)
+            if held is None:
+                run = self._fresh_run(module_id, replica.index, replica.generation)
+                self._move(module_id, replica.key, lifecycle.Admit(run))
+            elif (replica.state.obstacle, replica.state.lasting) != (held.obstacle, held.lasting):
+                self._move(module_id, replica.key, held)
+
+    def _tidy(self, module_id: str) -> None:
+        """Replicas that have ended and are beyond the wanted number or generation are forgotten."""
+        module = self.modules[module_id]
+        kept = tuple(
+            replica
+            for replica in module.replicas
+            if replica.run is not None
+            or (replica.generation == module.generation and replica.index < module.count)
+        )
+        if len(kept) != len(module.replicas):
+            self._store(replace(module, replicas=kept))
+
+    def _obstacle(self, module: Module, replica: Replica) -> lifecycle.Hold | None:
+        if any(r.index == replica.index and r.run is not None for r in module.replicas if r != replica):
+            return lifecycle.Hold("waits for the former generation to end", False)
+        for required in module.requires:
+            if (held := _requirement(required, self.modules.get(required))) is not None:
+                return held
+        for earlier in self.graph.after.get(module.id, ()):
+            other = self.modules.get(earlier)
+            if other is not None and other.wanted and _is_on_its_way(other):
+                return lifecycle.Hold(f"waits for {earlier} to be started", False)
+        return None
+
+    # Changes
+
+    def _move(self, module_id: str, key: tuple[int, int], event: lifecycle.Event) -> None:
+        module = self.modules[module_id]
+        before = next((replica for replica in module.replicas if replica.key == key), None)
+        if before is None or module.definition is None:
+            return
+        policy = lifecycle.policy_of(module.definition.manifest)
+        after, actions = lifecycle.step(before, event, policy, self._moment)
+        self.actions.extend(Order(after, action) for action in actions)
+        if after is not before:
+            self._store(_with(module, after))
+        if isinstance(after.state, lifecycle.Failed) and not isinstance(before.state, lifecycle.Failed):
+            self.actions.append(GiveUp(module_id))
+
+    def _store(self, module: Module) -> None:
+        before = self.modules[module.id]
+        if module.state is not before.state:
+            module = replace(module, since=self._moment.now)
+        self.modules[module.id] = module
+        self._touch(module.id)
+
+    def _touch(self, module_id: str) -> None:
+        self.touched.add(module_id)
+        self._queue.append(module_id)
+        self._queue.extend(self.graph.neighbours(module_id))
+
+
+def _with(module: Module, replica: Replica) -> Module:
+    """The module with this replica in place of the one with its key, or as a new one."""
+    others = tuple(other for other in module.replicas if other.key != replica.key)
+    return replace(module, replicas=tuple(sorted((*others, replica), key=lambda one: one.key)))
+
+
+def _relations(module: Module) -> tuple[Any, ...]:
+    manifest = module.definition.manifest if module.definition else None
+    return (manifest.requires, manifest.after) if manifest else ()
+
+
+def _is_on_its_way(module: Module) -> bool:
+    """Starting for the first time: a module that has failed or backs off holds up nobody who only follows it."""
+    return module.state is ModuleState.STARTING and not any(r.history.last_exit for r in module.current)
+
+
+def _requirement(required: str, module: Module | None) -> lifecycle.Hold | None:
+    if module is None:
+        return lifecycle.Hold(f"requires {required}, which is not there", True)
+    if module.state is ModuleState.STARTED:
+        return None
+    if module.state is ModuleState.INVALID:
+        return lifecycle.Hold(f"requires {required}, whose manifest has faults", True)
+    if module.state is ModuleState.FAILED:
+        return lifecycle.Hold(f"requires {required}, which has failed: {module.reason}", True)
+    if not module.wanted:
+        return lifecycle.Hold(f"requires {required}, which is {module.state}", True)
+    if module.state is ModuleState.STOPPED:
+        return lifecycle.Hold(f"requires {required}, which {module.reason}", True)
+    return lifecycle.Hold(f"waits for {required}, which is {module.state}", False)

@@ -1,0 +1,512 @@
+"""The life of one replica: `step` is the only function that moves it from state to state, by TRANSITIONS.
+
+    Stopped ─Start→ Waiting ─Admit→ Starting ─Ready→ Started ─Stop→ Stopping ─Exited→ Stopped
+                       ↑               │ Exited, Expired ↓ Exited        │ Expired (after SIGKILL)
+                       └─Expired─ Backoff ←──────────────┴→ Failed       └→ Stuck ─Exited→ …
+
+Every start goes through Waiting, where the fleet admits it when what it requires is there. Whoever acts on the
+returned actions, reads the clock or knows of other modules is elsewhere.
+"""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from nexusd.domain import restart
+from nexusd.domain.manifest_sections import Manifest, Restart
+
+KILL_TIMEOUT_S = 10.0  # from SIGKILL until a process counts as one that cannot be killed
+
+
+class Exit(Struct, frozen=True):
+    """How a process ended. `cause` is set when it never was the module's own code that ended."""
+
+    code: int | None = None
+    signal: int | None = None
+    cause: str | None = None
+
+    @property
+    def is_clean(self) -> bool:
+        return self.code == 0 and self.cause is None
+
+    @property
+    def signal_name(self) -> str | None:
+        if self.signal is None:
+            return None
+        try:
+            return signal.Signals(self.signal).name
+        except ValueError:  # the real-time signals between SIGRTMIN and SIGRTMAX have no names
+            return f"signal {self.signal}"
+
+    @property
+    def description(self) -> str:
+        if self.cause is not None:
+            return self.cause
+        if self.signal is not None:
+            return f"killed by {self.signal_name}"
+        return "status unknown" if self.code is None else f"exit status {self.code}"
+
+
+class Policy(Struct, frozen=True):
+    """What the manifest says of starting, stopping and restarting one replica."""
+
+    ready_when_running: bool
+    start_timeout_s: float
+    stop_timeout_s: float
+    stop_signal: int
+    watchdog_s: float | None
+    restart: Restart
+
+
+def policy_of(manifest: Manifest) -> Policy:
+    return Policy(
+        manifest.run.ready == "started",
+        manifest.start.timeout,
+        manifest.stop.timeout,
+        signal.Signals[manifest.stop.signal],
+        manifest.health.watchdog,
+        manifest.restart,
+    )
+
+
+# States. What belongs to a state stands in it; a state with a `run` has a process.
+
+
+class Stopped(Struct, frozen=True, tag="stopped"):
+    """Not running, and nothing will start it but a command."""
+
+
+class Waiting(Struct, frozen=True, tag="waiting"):
+    """To be started as soon as the fleet admits it."""
+
+    obstacle: str | None = None
+    lasting: bool = False  # whether waiting alone will not remove the obstacle
+
+
+class Starting(Struct, frozen=True, tag="starting"):
+    run: str
+    deadline: float
+    pid: int | None = None
+
+
+class Started(Struct, frozen=True, tag="started"):
+    run: str
+    pid: int | None
+    deadline: float | None = None  # of the module's watchdog
+
+
+class Stopping(Struct, frozen=True, tag="stopping"):
+    run: str
+    pid: int | None
+    deadline: float
+    killed: bool = False
+    failure: str | None = None  # why it had to go, when nobody asked for it
+
+
+class Stuck(Struct, frozen=True, tag="stuck"):
+    """SIGKILLed and still there: the kernel holds it in an uninterruptible call."""
+
+    run: str
+    pid: int | None
+    failure: str | None = None
+
+
+class Backoff(Struct, frozen=True, tag="backoff"):
+    deadline: float
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """Given up on, until an operator or healing acts."""
+
+
+State = Stopped | Waiting | Starting | Started | Stopping | Stuck | Backoff | Failed
+Alive = Starting | Started | Stopping | Stuck
+
+
+# Events
+
+
+class Start(Struct, frozen=True):
+    """It is wanted. Clears what failed attempts it has behind it."""
+
+
+class Stop(Struct, frozen=True):
+    """It is no longer wanted."""
+
+
+class Renew(Struct, frozen=True):
+    """Stop it and start it again; what does not run is just started."""
+
+
+class Hold(Struct, frozen=True):
+    """The fleet does not admit it yet, and says why."""
+
+    obstacle: str
+    lasting: bool
+
+
+class Admit(Struct, frozen=True):
+    run: str
+
+
+class Spawned(Struct, frozen=True):
+    run: str
+    pid: int
+
+
+class Running(Struct, frozen=True):
+    """The module's own code has been reached."""
+
+    run: str
+
+
+class Ready(Struct, frozen=True):
+    run: str
+
+
+class Pinged(Struct, frozen=True):
+    """WATCHDOG=1"""
+
+    run: str
+
+
+class Said(Struct, frozen=True):
+    """STATUS=, for people."""
+
+    run: str
+    text: str
+
+
+class NeverSpawned(Struct, frozen=True):
+    """The wish to spawn it was lost with nexusd or the keeper."""
+
+    run: str
+
+
+class Exited(Struct, frozen=True):
+    run: str
+    exit: Exit
+
+
+class Expired(Struct, frozen=True):
+    """The deadline of the present state has passed."""
+
+
+Event = (
+    Start
+    | Stop
+    | Renew
+    | Hold
+    | Admit
+    | Spawned
+    | Running
+    | Ready
+    | Pinged
+    | Said
+    | NeverSpawned
+    | Exited
+    | Expired
+)
+
+
+# Actions
+
+
+class Spawn(Struct, frozen=True):
+    run: str
+
+
+class Terminate(Struct, frozen=True):
+    run: str
+    signal: int
+
+
+class Kill(Struct, frozen=True):
+    run: str
+
+
+class Forget(Struct, frozen=True):
+    run: str
+
+
+Action = Spawn | Terminate | Kill | Forget
+
+
+class History(Struct, frozen=True):
+    """What a replica has behind it."""
+
+    restarts: int = 0  # by itself, ever
+    in_a_row: int = 0  # since it last ran long enough, or was started by hand
+    times: tuple[float, ...] = ()  # of the restarts that count against the intensity
+    last_exit: Exit | None = None
+    last_exit_at: float | None = None
+
+
+class Replica(Struct, frozen=True):
+    module_id: str
+    index: int
+    generation: int
+    since: float  # monotonic seconds at which the state was entered
+    wanted: bool = False
+    state: State = Stopped()
+    history: History = History()
+    reason: str | None = None
+    status_text: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.module_id}#{self.index}"
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.index, self.generation
+
+    @property
+    def run(self) -> str | None:
+        return self.state.run if isinstance(self.state, Alive) else None
+
+    @property
+    def pid(self) -> int | None:
+        return self.state.pid if isinstance(self.state, Alive) else None
+
+    @property
+    def deadline(self) -> float | None:
+        return getattr(self.state, "deadline", None)
+
+    @property
+    def state_name(self) -> str:
+        return str(self.state.__struct_config__.tag)
+
+
+class Moment(Struct, frozen=True):
+    """What the world gives a decision: the time (monotonic seconds) and a number between 0 and 1."""
+
+    now: float
+    chance: float = 0.5
+
+
+Step = tuple[Replica, tuple[Action, ...]]
+
+
+def step(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    """The replica after the event, and what is to be done. News of another run changes nothing."""
+    run = getattr(event, "run", None)
+    if run is not None and not isinstance(event, Admit) and run != replica.run:
+        return replica, ()
+    transition = TRANSITIONS.get((type(replica.state), type(event)))
+    return transition(replica, event, policy, moment) if transition else (replica, ())
+
+
+def _enter(replica: Replica, state: State, moment: Moment, **changes: Any) -> Replica:
+    return replace(replica, state=state, since=moment.now, **changes)
+
+
+# Wanted
+
+
+def _start(replica: Replica, _event: Event, _policy: Policy, moment: Moment) -> Step:
+    history = replace(replica.history, in_a_row=0, times=())
+    return _enter(replica, Waiting(), moment, wanted=True, history=history, reason=None), ()
+
+
+def _want(replica: Replica, _event: Event, _policy: Policy, _moment: Moment) -> Step:
+    return replace(replica, wanted=True), ()
+
+
+def _call_off(replica: Replica, _event: Event, _policy: Policy, moment: Moment) -> Step:
+    return _enter(replica, Stopped(), moment, wanted=False, reason=None), ()
+
+
+def _unwant(replica: Replica, _event: Event, _policy: Policy, _moment: Moment) -> Step:
+    return replace(replica, wanted=False), ()
+
+
+def _stop(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    asked = replace(replica, wanted=isinstance(event, Renew), reason=None)
+    return _terminate(asked, policy.stop_signal, None, policy, moment)
+
+
+def _terminate(replica: Replica, number: int, failure: str | None, policy: Policy, moment: Moment) -> Step:
+    assert isinstance(replica.state, Alive)
+    run = replica.state.run
+    state = Stopping(run, replica.state.pid, moment.now + policy.stop_timeout_s, failure=failure)
+    return _enter(replica, state, moment), (Terminate(run, number),)
+
+
+# Starting
+
+
+def _hold(replica: Replica, event: Event, _policy: Policy, _moment: Moment) -> Step:
+    assert isinstance(event, Hold)
+    return replace(replica, state=Waiting(event.obstacle, event.lasting)), ()
+
+
+def _admit(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    assert isinstance(event, Admit)
+    state = Starting(event.run, moment.now + policy.start_timeout_s)
+    return _enter(replica, state, moment, status_text=None), (Spawn(event.run),)
+
+
+def _spawned(replica: Replica, event: Event, _policy: Policy, _moment: Moment) -> Step:
+    assert isinstance(event, Spawned) and isinstance(replica.state, Alive)
+    return replace(replica, state=replace(replica.state, pid=event.pid)), ()
+
+
+def _running(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    return _ready(replica, event, policy, moment) if policy.ready_when_running else (replica, ())
+
+
+def _ready(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
+    assert isinstance(replica.state, Starting)
+    state = Started(replica.state.run, replica.state.pid, _watchdog_deadline(policy, moment))
+    return _enter(replica, state, moment, reason=None), ()
+
+
+def _watchdog_deadline(policy: Policy, moment: Moment) -> float | None:
+    return None if policy.watchdog_s is None else moment.now + policy.watchdog_s
+
+
+def _pinged(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
+    assert isinstance(replica.state, Started)
+    return replace(replica, state=replace(replica.state, deadline=_watchdog_deadline(policy, moment))), ()
+
+
+def _said(replica: Replica, event: Event, _policy: Policy, _moment: Moment) -> Step:
+    assert isinstance(event, Said)
+    return replace(replica, status_text=event.text), ()
+
+
+def _never_spawned(replica: Replica, _event: Event, _policy: Policy, moment: Moment) -> Step:
+    return _enter(replica, Waiting() if replica.wanted else Stopped(), moment), ()
+
+
+# Deadlines
+
+
+def _too_slow(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
+    failure = f"not ready within {policy.start_timeout_s:g} s"
+    return _terminate(replica, policy.stop_signal, failure, policy, moment)
+
+
+def _silent(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
+    # SIGABRT as systemd sends it: a core dump shows where it hung (systemd.service(5), WatchdogSignal=).
+    return _terminate(
+        replica, signal.SIGABRT, f"no WATCHDOG=1 within {policy.watchdog_s:g} s", policy, moment
+    )
+
+
+def _kill(replica: Replica, _event: Event, _policy: Policy, moment: Moment) -> Step:
+    state = replica.state
+    assert isinstance(state, Stopping)
+    if state.killed:
+        reason = f"process {state.pid} does not end on SIGKILL"
+        return _enter(replica, Stuck(state.run, state.pid, state.failure), moment, reason=reason), ()
+    later = replace(state, killed=True, deadline=moment.now + KILL_TIMEOUT_S)
+    return replace(replica, state=later), (Kill(state.run),)
+
+
+def _wait_is_over(replica: Replica, _event: Event, _policy: Policy, moment: Moment) -> Step:
+    return _enter(replica, Waiting(), moment), ()
+
+
+# Ends
+
+
+def _ended_before_ready(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    """A clean exit before READY is a failed start too."""
+    assert isinstance(event, Exited)
+    return _try_again(replica, event, f"{event.exit.description} before it was ready", policy, moment)
+
+
+def _ended(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    assert isinstance(event, Exited)
+    if event.exit.is_clean and policy.restart.policy != "always":
+        remembered = _remember(replica, event.exit, moment)
+        return _enter(remembered, Stopped(), moment, reason="ended by itself, exit status 0"), (
+            Forget(event.run),
+        )
+    return _try_again(replica, event, event.exit.description, policy, moment)
+
+
+def _ended_as_asked(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    assert isinstance(event, Exited) and isinstance(replica.state, Stopping | Stuck)
+    if replica.wanted and replica.state.failure is not None:
+        return _try_again(replica, event, replica.state.failure, policy, moment)
+    remembered = _remember(replica, event.exit, moment)
+    state = Waiting() if replica.wanted else Stopped()
+    return _enter(remembered, state, moment, reason=None, status_text=None), (Forget(event.run),)
+
+
+def _try_again(replica: Replica, event: Exited, reason: str, policy: Policy, moment: Moment) -> Step:
+    """Back off, or give up when the policy or the intensity says so."""
+    forget = (Forget(event.run),)
+    calm = (
+        isinstance(replica.state, Started)
+        and moment.now - replica.since >= policy.restart.backoff.reset_after
+    )
+    replica = _remember(replica, event.exit, moment)
+    history = replace(replica.history, in_a_row=0) if calm else replica.history
+    intensity = policy.restart.intensity
+    if policy.restart.policy == "never":
+        return _enter(replica, Failed(), moment, reason=reason), forget
+    if restart.is_spent(history.times, intensity, moment.now):
+        spent = f"{reason}; {intensity.restarts} restarts within {intensity.within:g} s did not help"
+        return _enter(replica, Failed(), moment, reason=spent), forget
+    wait_s = restart.wait_s(policy.restart.backoff, history.in_a_row, moment.chance)
+    times = (*restart.recent(history.times, intensity, moment.now), moment.now)
+    history = replace(history, restarts=history.restarts + 1, in_a_row=history.in_a_row + 1, times=times)
+    state = Backoff(moment.now + wait_s) if wait_s > 0 else Waiting()
+    return _enter(replica, state, moment, reason=reason, history=history), forget
+
+
+def _remember(replica: Replica, exit: Exit, moment: Moment) -> Replica:
+    return replace(replica, history=replace(replica.history, last_exit=exit, last_exit_at=moment.now))
+
+
+TRANSITIONS: dict[tuple[type[State], type[Event]], Callable[[Replica, Event, Policy, Moment], Step]] = {
+    (Stopped, Start): _start,
+    (Stopped, Stop): _unwant,
+    (Stopped, Renew): _start,
+    (Waiting, Stop): _call_off,
+    (Waiting, Hold): _hold,
+    (Waiting, Admit): _admit,
+    (Starting, Start): _want,
+    (Starting, Stop): _stop,
+    (Starting, Renew): _stop,
+    (Starting, Spawned): _spawned,
+    (Starting, Running): _running,
+    (Starting, Ready): _ready,
+    (Starting, Said): _said,
+    (Starting, NeverSpawned): _never_spawned,
+    (Starting, Exited): _ended_before_ready,
+    (Starting, Expired): _too_slow,
+    (Started, Start): _want,
+    (Started, Stop): _stop,
+    (Started, Renew): _stop,
+    (Started, Pinged): _pinged,
+    (Started, Said): _said,
+    (Started, Exited): _ended,
+    (Started, Expired): _silent,
+    (Stopping, Start): _want,
+    (Stopping, Stop): _unwant,
+    (Stopping, Renew): _want,
+    (Stopping, Spawned): _spawned,
+    (Stopping, Said): _said,
+    (Stopping, NeverSpawned): _never_spawned,
+    (Stopping, Exited): _ended_as_asked,
+    (Stopping, Expired): _kill,
+    (Stuck, Start): _want,
+    (Stuck, Stop): _unwant,
+    (Stuck, Renew): _want,
+    (Stuck, Exited): _ended_as_asked,
+    (Backoff, Start): _start,
+    (Backoff, Stop): _call_off,
+    (Backoff, Renew): _start,
+    (Backoff, Expired): _wait_is_over,
+    (Failed, Start): _start,
+    (Failed, Stop): _call_off,
+    (Failed, Renew): _start,
+}

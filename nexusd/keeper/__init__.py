@@ -1,0 +1,1 @@
+"""The parent of every replica, and nexusd's side of it."""

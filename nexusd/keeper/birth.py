@@ -1,0 +1,168 @@
+"""From fork to the module's first instruction: everything a new process is given before it is the module.
+
+The child waits at a gate until the keeper has written its pid down and told it to nexusd, so no process of a
+module ever runs unknown. What goes wrong before the module's own code is told through the gate.
+"""
+
+import ctypes  # noqa: F401  (loaded before the fork: the title is written through it)
+import fcntl
+import json
+import os
+import pwd
+import resource
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+from nexusd.keeper.proctable import Title
+
+Launch = dict[str, Any]
+
+FIRST_FD = 3  # LISTEN_FDS begin here (sd_listen_fds(3)); the control socket follows them
+_ASIDE = 200  # descriptors wait up here while the low numbers are given out
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+_LIMITS = {"files": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_DATA}
+
+
+def fork(launch: Launch, fds: list[int], title: Title) -> tuple[int, socket.socket]:
+    """The pid of a child that waits, and the gate: `open_gate` lets it go.
+
+    launch: argv, or python (`file:Class`) and folder; environment, directory, and if given user, group,
+    limits, umask. fds: the log's writing end, the control socket, then the listening sockets.
+    """
+    gate, child_gate = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        gate.close()
+        _be_born(launch, fds, child_gate, title)
+    child_gate.close()
+    gate.setblocking(False)
+    return pid, gate
+
+
+def open_gate(gate: socket.socket) -> None:
+    """Let the child go; it may be dead already, which its exit tells."""
+    try:
+        gate.send(b"g", socket.MSG_NOSIGNAL)
+    except OSError:
+        pass
+
+
+def read_gate(gate: socket.socket) -> dict[str, Any] | None:
+    """What went wrong on the way, None when the module's own code was reached. BlockingIOError: too early."""
+    said = gate.recv(4096)
+    return json.loads(said) if said else None
+
+
+def _be_born(launch: Launch, fds: list[int], gate: socket.socket, title: Title) -> NoReturn:
+    step = "prepare"
+    try:
+        os.setsid()
+        _reset_signals()
+        gate = _lay_out(fds, gate)
+        os.umask(launch.get("umask", 0o022))
+        step = "limits"
+        _limit(launch.get("limits", {}))
+        step = "user"
+        _change_user(launch)
+        step = "directory"
+        os.chdir(launch["directory"])
+        environment = _environment(launch, len(fds) - 2)
+        if not gate.recv(1):
+            os._exit(0)  # the keeper died before it could write us down: then we never were
+        step = "exec"
+        if "python" in launch:
+            gate.close()
+            _become_host(launch, environment, title)
+        argv = launch["argv"]
+        os.execve(_program(argv[0], environment), argv, environment)
+    except BaseException as error:  # nothing may unwind into the keeper's own loop
+        _tell(gate, step, error)
+    os._exit(127)
+
+
+def _tell(gate: socket.socket, step: str, error: BaseException) -> None:
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else f"{type(error).__name__}: {error}"
+    about = str(error.filename) if isinstance(error, OSError) and error.filename else None
+    try:
+        gate.send(json.dumps({"step": step, "errno": number, "reason": reason, "about": about}).encode())
+    except OSError:
+        pass  # the keeper is gone, nobody is left to be told
+
+
+def _reset_signals() -> None:
+    for number in (*_IGNORED_BY_PYTHON, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _lay_out(fds: list[int], gate: socket.socket) -> socket.socket:
+    """stdin, stdout, stderr, the listening sockets, the control socket, the gate; nothing else stays open."""
+    log, control, *listening = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ASIDE) for fd in fds)
+    gate_aside = fcntl.fcntl(gate.fileno(), fcntl.F_DUPFD_CLOEXEC, _ASIDE)
+    null = os.open(os.devnull, os.O_RDONLY)
+    gate.detach()
+    wanted = [null, log, log, *listening, control]
+    for number, source in enumerate(wanted):
+        os.dup2(source, number, inheritable=True)
+    os.dup2(gate_aside, len(wanted), inheritable=False)
+    os.closerange(len(wanted) + 1, os.sysconf("SC_OPEN_MAX"))
+    return socket.socket(fileno=len(wanted))
+
+
+def _limit(limits: dict[str, int]) -> None:
+    for name, value in limits.items():
+        kind = _LIMITS[name]
+        hard = resource.getrlimit(kind)[1]
+        ceiling = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (ceiling, hard if name == "files" else ceiling))
+
+
+def _change_user(launch: Launch) -> None:
+    user, group = launch.get("user"), launch.get("group")
+    if user is None and group is None:
+        return
+    uid, gid = os.getuid(), os.getgid()
+    if user is not None:
+        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        uid, gid = entry.pw_uid, entry.pw_gid
+        launch["environment"] |= {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
+        if os.getuid() == 0:
+            os.initgroups(entry.pw_name, gid)
+    if group is not None:
+        gid = launch["gid"]
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def _environment(launch: Launch, listening: int) -> dict[str, str]:
+    environment: dict[str, str] = launch["environment"]
+    environment["NEXUS_CONTROL_FD"] = str(FIRST_FD + listening)
+    if listening:
+        environment |= {"LISTEN_FDS": str(listening), "LISTEN_PID": str(os.getpid())}
+    return environment
+
+
+def _program(name: str, environment: dict[str, str]) -> str:
+    """The file to execute: a name without a slash is looked up in the module's PATH, as a shell would."""
+    if "/" in name:
+        return name
+    for folder in environment.get("PATH", os.defpath).split(":"):
+        path = os.path.join(folder, name)
+        if os.access(path, os.X_OK) and os.path.isfile(path):
+            return path
+    raise FileNotFoundError(2, "not found in PATH", name)
+
+
+def _become_host(launch: Launch, environment: dict[str, str], title: Title) -> NoReturn:
+    from nexusd.keeper import host  # noqa: PLC0415  (warm already; cold keepers never pay for it)
+
+    os.environ.clear()
+    os.environ.update(environment)
+    name = f"{environment['NEXUS_MODULE_ID']}#{environment['NEXUS_REPLICA']}"
+    title.show(name.rpartition("/")[2], f"nexus: {name}")
+    sys.argv = [launch["python"]]
+    host.run(launch["python"], launch["folder"])

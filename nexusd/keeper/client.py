@@ -1,0 +1,422 @@
+"""nexusd's side of the keeper: finds or starts it, asks, hears, and holds a second copy of what it holds.
+
+It decides how a lost keeper is replaced (a new one is started and handed every run); what its news mean for a
+module is the supervisor's. Messages come to `hear` as `protocol` names them; two more are made here: `lost` when
+the keeper is gone, `welcome` once a keeper, old or new, has told its whole table.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import pwd
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from nexusd.keeper import protocol
+from nexusd.keeper.protocol import Message
+
+PIPE_BYTES = 1 << 20
+HUNG_S = 10.0
+PING_S = 2.0
+_RESTART_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+_OWN_VARIABLES = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+)
+# Not -m: an uninstalled tree must be found too, and the folder nexusd was called in must not.
+_PROGRAM = f"""import sys
+sys.path.append({os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))!r})
+from nexusd.keeper.process import main
+main()"""
+
+log = logging.getLogger("nexusd.keeper")
+
+
+@dataclass(slots=True)
+class _Run:
+    """What a new keeper needs to take a run over."""
+
+    fds: tuple[int, ...]  # log, notify
+    entry: Message | None = None
+    running: bool = False
+    notices: Message | None = None
+
+
+class KeeperClient:
+    def __init__(self, runtime: str, stderr_path: str, hear: Callable[[Message], None]) -> None:
+        self._runtime = runtime
+        self._stderr_path = stderr_path
+        self._hear = hear
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sock: socket.socket | None = None
+        self._outbox: deque[tuple[bytes, tuple[int, ...], tuple[int, ...]]] = deque()
+        self._runs: dict[str, _Run] = {}
+        self._notes: dict[str, str] = {}
+        self._held: dict[str, int] = {}
+        self._statuses: dict[int, int] = {}
+        self._restarts: deque[float] = deque(maxlen=len(_RESTART_S))
+        self._asked_at: float | None = None
+        self._leaving = False
+        self.pid: int | None = None
+        self.latency_s: float | None = None
+        self.counters: Message = {}
+
+    @property
+    def connected(self) -> bool:
+        return self._sock is not None
+
+    # Its life
+
+    def open(self) -> None:
+        """Connect to the keeper that is there, or start one. Its table follows through `hear`."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        sock = self._find() or self._start()
+        self._use(sock)
+        self._loop.call_later(PING_S, self._ping)
+
+    def _path(self) -> str:
+        return os.path.join(self._runtime, "keeper.sock")
+
+    def _find(self) -> socket.socket | None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.connect(self._path())
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            return None
+        return sock
+
+    def _start(self) -> socket.socket:
+        """Listen for the keeper, then start it: the connection is there before its first line ran."""
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        before = os.umask(0o177)
+        try:
+            if os.path.exists(self._path()):
+                os.unlink(self._path())  # we hold the folder's lock, and nobody answered there
+            server.bind(self._path())
+        finally:
+            os.umask(before)
+        server.listen(4)
+        pid = _spawn_keeper(self._runtime, server, self._stderr_path)
+        server.close()
+        log.info("keeper started, pid %d", pid)
+        sock = self._find()
+        if sock is None:
+            raise ConnectionRefusedError(f"the keeper does not answer at {self._path()}")
+        return sock
+
+    def _use(self, sock: socket.socket) -> None:
+        assert self._loop is not None
+        sock.setblocking(False)
+        self._sock = sock
+        self._asked_at = None
+        self._loop.add_reader(sock, self._read)
+        for key, run in self._runs.items():
+            if run.entry is not None:
+                adopted = {"say": "adopt", "run": key, "entry": run.entry}
+                self._say({**adopted, "running": run.running, "notices": run.notices or {}}, run.fds)
+        for name, text in self._notes.items():
+            self._say({"say": "note", "name": name, "text": text})
+        for name, fd in self._held.items():
+            self._say({"say": "hold", "name": name}, (fd,))
+        self._say({"say": "hello"})
+
+    def _lost(self, why: str) -> None:
+        """Replace the keeper. What it had not told is asked of the new one; the runs themselves go on."""
+        if self._sock is None or self._loop is None:
+            return
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        self._sock = None
+        for _, _, closing in self._outbox:
+            protocol.close_all(closing)
+        self._outbox.clear()
+        if self._leaving:
+            return
+        log.warning("keeper lost (%s): a new one takes its runs over", why)
+        self._hear({"say": "lost", "why": why})
+        self._loop.call_later(self._restart_delay_s(), self._restart)
+
+    def _restart_delay_s(self) -> float:
+        now = time.monotonic()
+        recent = sum(1 for at in self._restarts if now - at < 60)
+        self._restarts.append(now)
+        return _RESTART_S[min(recent, len(_RESTART_S) - 1)]
+
+    def _restart(self) -> None:
+        if self._leaving:
+            return
+        try:
+            self._use(self._find() or self._start())
+        except OSError as error:
+            log.error("no keeper can be started: %s", error)
+            assert self._loop is not None
+            self._loop.call_later(self._restart_delay_s(), self._restart)
+
+    def close(self) -> None:
+        """Leave the keeper and its runs alone; a later nexusd finds them."""
+        self._leaving = True
+        if self._sock is not None and self._loop is not None:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
+            self._sock = None
+
+    def dismiss(self) -> None:
+        """Tell the keeper to go; what it has not been told to end runs on."""
+        self._leaving = True
+        self._say({"say": "leave"})
+
+    # What it is asked
+
+    def spawn(self, key: str, launch: Message, listening: Iterable[str] = ()) -> None:
+        """Start a run. launch: see `birth.fork`, and log, notify_path, control_path, uid. Raises OSError, TooLong."""
+        log_read, log_write = _log_pipe()
+        opened = [log_read, log_write]
+        try:
+            opened.append(_bound(socket.SOCK_DGRAM, launch["notify_path"], launch.get("uid")))
+            opened.append(_bound(socket.SOCK_STREAM, launch["control_path"], launch.get("uid")))
+            shared = [self._held[name] for name in listening]
+            packet = protocol.encode({"say": "spawn", "run": key, "launch": launch})
+        except BaseException:
+            protocol.close_all(opened)
+            raise
+        self._runs[key] = _Run((opened[0], opened[2]))
+        self._send(packet, (*opened, *shared), (opened[1], opened[3]))
+
+    def signal(self, key: str, number: int, leader_only: bool = False) -> None:
+        self._say({"say": "signal", "run": key, "signal": number, "leader_only": leader_only})
+
+    def kill(self, key: str) -> None:
+        self._say({"say": "kill", "run": key})
+
+    def forget(self, key: str) -> None:
+        if (run := self._runs.pop(key, None)) is not None:
+            protocol.close_all(run.fds)
+        self._say({"say": "forget", "run": key})
+
+    def note(self, name: str, text: str | None) -> None:
+        """Have the keeper remember a line of text for the nexusd that comes after us."""
+        if self._notes.get(name) == text:
+            return
+        if text is None:
+            self._notes.pop(name, None)
+        else:
+            self._notes[name] = text
+        self._say({"say": "note", "name": name, "text": text})
+
+    def hold(self, name: str, fd: int) -> None:
+        """Share a listening socket under this name; the descriptor is ours from now on."""
+        self._held[name] = fd
+        self._say({"say": "hold", "name": name}, (fd,))
+
+    def release(self, name: str) -> None:
+        if (fd := self._held.pop(name, None)) is not None:
+            os.close(fd)
+            self._say({"say": "release", "name": name})
+
+    def holds(self, name: str) -> bool:
+        return name in self._held
+
+    def held_names(self) -> list[str]:
+        return list(self._held)
+
+    def warm(self) -> None:
+        self._say({"say": "warm"})
+
+    def _say(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        self._send(protocol.encode(message), fds, ())
+
+    def _send(self, packet: bytes, fds: tuple[int, ...], closing: tuple[int, ...]) -> None:
+        if self._sock is None:  # the next keeper is told the whole state anyway
+            protocol.close_all(closing)
+            return
+        self._outbox.append((packet, fds, closing))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self._sock is not None and self._loop is not None
+        try:
+            while self._outbox:
+                packet, fds, closing = self._outbox[0]
+                protocol.send(self._sock, packet, fds)
+                self._outbox.popleft()
+                protocol.close_all(closing)
+        except BlockingIOError:
+            self._loop.add_writer(self._sock, self._flush)
+            return
+        except OSError:
+            return  # the reader sees the end and what it was told before
+        self._loop.remove_writer(self._sock)
+
+    # What it says
+
+    def _read(self) -> None:
+        """Up to a bounded number of packets, so that requests are answered between them."""
+        for _ in range(64):
+            if self._sock is None:
+                return
+            try:
+                received = protocol.receive(self._sock)
+            except BlockingIOError:
+                return
+            except (OSError, ValueError) as error:
+                self._lost(str(error))
+                return
+            if received is None:
+                self._lost("its connection ended")
+                return
+            self._take(*received)
+
+    def _take(self, message: Message, fds: list[int]) -> None:
+        match message["say"]:
+            case "run":
+                self._remember(message, fds)
+            case "note":
+                self._notes[message["name"]] = message["text"]
+            case "held":
+                self._take_held(message["name"], fds[0])
+            case "spawned":
+                if (run := self._runs.get(message["run"])) is not None:
+                    run.entry = message["entry"]
+            case "running":
+                if (run := self._runs.get(message["run"])) is not None:
+                    run.running = True
+            case "notify":
+                if (run := self._runs.get(message["run"])) is not None:
+                    run.notices = {**(run.notices or {}), **message["notices"]}
+            case "exited" if message["status"] is None:
+                message["status"] = self._status_of(message["run"])
+            case "welcome":
+                self.pid = message["pid"]
+            case "pong":
+                self._pong(message)
+                return
+        self._hear(message)
+
+    def _remember(self, message: Message, fds: list[int]) -> None:
+        """A row of the table. Descriptors of runs that we know are held already."""
+        key = message["run"]
+        known = self._runs.get(key)
+        if known is not None:
+            protocol.close_all(fds)
+            fds = list(known.fds)
+        self._runs[key] = _Run(tuple(fds), message["entry"], message["running"], message["notices"])
+        ended = message["ended"]
+        if ended is not None and ended["status"] is None:
+            ended["status"] = self._status_of(key)
+
+    def _take_held(self, name: str, fd: int) -> None:
+        if name in self._held:
+            os.close(fd)
+        else:
+            self._held[name] = fd
+
+    # Is it alive, and who died
+
+    def _ping(self) -> None:
+        """A keeper that does not answer for HUNG_S is killed and replaced: nothing it holds is lost by that."""
+        if self._leaving or self._loop is None:
+            return
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+            self._say({"say": "ping", "id": now})
+        elif now - self._asked_at > HUNG_S and self.pid is not None and self._sock is not None:
+            log.error("keeper %d has not answered for %.0f s: killed", self.pid, now - self._asked_at)
+            os.kill(self.pid, signal.SIGKILL)
+        self._loop.call_later(PING_S, self._ping)
+
+    def _pong(self, message: Message) -> None:
+        if message["id"] is not None:
+            self.latency_s = time.monotonic() - float(message["id"])
+        self.counters = message
+        self._asked_at = None
+
+    def _reap(self) -> None:
+        """The one reaper of this process: the keeper, and whom its death leaves to us."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if any(run.entry is not None and run.entry["pid"] == pid for run in self._runs.values()):
+                self._statuses[pid] = status
+
+    def _status_of(self, key: str) -> int | None:
+        """The wait status of a run that was ours to reap; None, unknown, where it was somebody else's."""
+        self._reap()
+        run = self._runs.get(key)
+        return None if run is None or run.entry is None else self._statuses.pop(run.entry["pid"], None)
+
+
+def _log_pipe() -> tuple[int, int]:
+    """The writing end is opened for reading too: then it never breaks, even while nobody holds the other end."""
+    reading, writing = os.pipe()
+    try:
+        both = os.open(f"/proc/self/fd/{writing}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(writing)
+    if os.getuid() == 0:  # others have 64 MiB of pipes in all (pipe(7), pipe-user-pages-soft)
+        fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return reading, both
+
+
+def _bound(kind: socket.SocketKind, path: str, uid: int | None) -> int:
+    """A socket of the run's own at `path`, for its user alone."""
+    sock = socket.socket(socket.AF_UNIX, kind)
+    before = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
+    if uid is not None and uid != os.getuid():
+        os.chown(path, uid, -1)
+    if kind == socket.SOCK_STREAM:
+        sock.listen(16)
+    return sock.detach()
+
+
+def _spawn_keeper(runtime: str, server: socket.socket, stderr_path: str) -> int:
+    environment = {name: value for name, value in os.environ.items() if name not in _OWN_VARIABLES}
+    arguments = [sys.executable, "-P", "-c", _PROGRAM, "--runtime", runtime, "--listen-fd", "3"]
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    actions: list[Any] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+        (os.POSIX_SPAWN_DUP2, 0, 1),
+        (os.POSIX_SPAWN_OPEN, 2, stderr_path, append, 0o640),
+        (os.POSIX_SPAWN_DUP2, server.fileno(), 3),
+    ]
+    if server.fileno() == 3:
+        os.set_inheritable(3, True)
+        actions.pop()
+    return os.posix_spawn(
+        sys.executable,
+        arguments,
+        environment,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE),
+    )
+
+
+def user_id(name: str) -> int:
+    """Raises KeyError for a user that this host does not know."""
+    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid

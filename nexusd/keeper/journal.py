@@ -1,0 +1,88 @@
+"""The keeper's memory on disk (tmpfs as a rule): what runs, and nexusd's notes, one JSON object a line.
+
+It lets a new keeper find the runs when the old one and nexusd were both killed: a run is written down
+before its first instruction. It decides nothing; a line that was cut by the crash is passed over.
+"""
+
+import json
+import os
+from typing import Any
+
+Entry = dict[str, Any]
+
+COMPACT_BYTES = 4 << 20
+
+
+class Journal:
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+        self._size = 0
+
+    def read(self) -> tuple[dict[str, Entry], dict[str, str]]:
+        """The runs that were not forgotten, by key, and the notes, by name."""
+        runs: dict[str, Entry] = {}
+        notes: dict[str, str] = {}
+        try:
+            with open(self.path, "rb") as file:
+                lines = file.read().splitlines()
+        except FileNotFoundError:
+            return runs, notes
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the last line of a keeper that was killed while it wrote
+            _apply(entry, runs, notes)
+        return runs, notes
+
+    def rewrite(self, runs: dict[str, Entry], notes: dict[str, str]) -> None:
+        """Put the present state in place of the history."""
+        lines = [json.dumps({"run": entry}) for entry in runs.values()]
+        lines += [json.dumps({"note": name, "text": text}) for name, text in notes.items()]
+        fresh = f"{self.path}.new"
+        with open(fresh, "w") as file:
+            file.writelines(line + "\n" for line in lines)
+        os.replace(fresh, self.path)
+        self.close()
+
+    def run(self, entry: Entry) -> None:
+        self._append({"run": entry})
+
+    def gone(self, key: str) -> None:
+        self._append({"gone": key})
+
+    def note(self, name: str, text: str | None) -> None:
+        self._append({"note": name, "text": text})
+
+    @property
+    def is_long(self) -> bool:
+        return self._size > COMPACT_BYTES
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def remove(self) -> None:
+        self.close()
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+
+    def _append(self, entry: Entry) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._size = os.fstat(self._fd).st_size
+        line = json.dumps(entry).encode() + b"\n"
+        self._size += os.write(self._fd, line)
+
+
+def _apply(entry: Entry, runs: dict[str, Entry], notes: dict[str, str]) -> None:
+    if "run" in entry:
+        runs[entry["run"]["key"]] = entry["run"]
+    elif "gone" in entry:
+        runs.pop(entry["gone"], None)
+    elif entry.get("text") is None:
+        notes.pop(entry.get("note", ""), None)
+    else:
+        notes[entry["note"]] = entry["text"]

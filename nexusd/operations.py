@@ -1,0 +1,369 @@
+"""What a command does: checks that it makes sense, asks the fleet, waits for the outcome, tells it.
+
+Rules between modules are the fleet's; who may command, and how the outcome is encoded, is `nexusd.rpc`'s.
+"""
+
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from msgspec.structs import replace
+
+from nexusd.domain import lifecycle, settings
+from nexusd.domain.errors import (
+    BadValue,
+    DependencyFailed,
+    NexusError,
+    NoSuchModule,
+    NotPossible,
+    StartFailed,
+    TimedOut,
+)
+from nexusd.domain.fleet import Fleet, Module, ModuleState, Put, Renewal, Want
+from nexusd.domain.graph import closure
+from nexusd.domain.lifecycle import Replica
+from nexusd.domain.manifest import ConfigKey, Definition
+from nexusd.ports import Configs, Control, Logs, Store
+from nexusd.supervisor import Supervisor
+
+log = logging.getLogger("nexusd.operations")
+
+LOG_LINES = 10
+CONFIGURE_TIMEOUT_S = 5.0
+
+Reread = Callable[[Module], Awaitable[Definition | None]]  # the definition on disk; None: no longer usable
+SignalRun = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Whether and how long a command waits for its outcome."""
+
+    wait: bool = True
+    timeout_s: float | None = None
+
+
+class Operations:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        store: Store,
+        control: Control,
+        logs: Logs,
+        configs: Configs,
+        reread: Reread,
+        signal_leader: SignalRun,
+        tell: Callable[..., None],
+    ) -> None:
+        self._supervisor = supervisor
+        self._store = store
+        self._control = control
+        self._logs = logs
+        self._configs = configs
+        self._reread = reread
+        self._signal_leader = signal_leader
+        self._tell = tell
+
+    def module(self, module_id: str) -> Module:
+        """Raises NoSuchModule, with the nearest id there is."""
+        modules = self._supervisor.fleet.modules
+        if module_id in modules:
+            return modules[module_id]
+        near = get_close_matches(module_id, modules, 1)
+        hint = f"did you mean {near[0]}?" if near else "nexusctl modules"
+        raise NoSuchModule(f"no such module: {module_id}", module_id=module_id, hint=hint)
+
+    # Start, stop, restart
+
+    async def start(self, module_id: str, patience: Patience) -> dict[str, Any]:
+        """Starts what it requires, too. Raises StartFailed, DependencyFailed, TimedOut, NotPossible."""
+        module = self._valid(module_id)
+        fleet = self._supervisor.fleet
+        also = [
+            one for one in sorted(closure(fleet.graph.requires, [module_id])) if not _is_wanted(fleet, one)
+        ]
+        changed = module.state is not ModuleState.STARTED
+        warning = await self._save_wanted([*also, module_id], True)
+        if changed or not module.wanted:
+            self._supervisor.handle(Want((*also, module_id), True))
+        await self._wait(module_id, patience, self._is_started)
+        state = self.module(module_id).state
+        started = {"started": state is ModuleState.STARTED, "state": str(state)}
+        return {"module_id": module_id, **started, "changed": changed, "also": also, **warning}
+
+    async def stop(self, module_id: str, cascade: bool, patience: Patience) -> dict[str, Any]:
+        """Refused (NotPossible) while others that are to run require it, unless `cascade` stops those first."""
+        module = self.module(module_id)
+        fleet = self._supervisor.fleet
+        dependents = [
+            one for one in sorted(closure(fleet.graph.required_by, [module_id])) if _is_wanted(fleet, one)
+        ]
+        if dependents and not cascade:
+            raise _required(module_id, dependents)
+        changed = module.wanted or module.is_active
+        warning = await self._save_wanted([*dependents, module_id], False)
+        self._supervisor.handle(Want((*dependents, module_id), False))
+        await self._wait(module_id, patience, self._is_stopped)
+        state = self.module(module_id).state
+        stopped = {"stopped": not self.module(module_id).is_active, "state": str(state)}
+        return {"module_id": module_id, **stopped, "changed": changed, "also": dependents, **warning}
+
+    async def restart(self, module_id: str, patience: Patience) -> dict[str, Any]:
+        module = self._valid(module_id)
+        if not module.wanted:
+            started = await self.start(module_id, patience)
+            return {"module_id": module_id, "restarted": started["started"], "state": started["state"]}
+        former = _runs(module)
+        self._supervisor.handle(Renewal(module_id))
+        await self._wait(module_id, patience, self._is_renewed(former))
+        state = self.module(module_id).state
+        return {"module_id": module_id, "restarted": state is ModuleState.STARTED, "state": str(state)}
+
+    async def reload(self, module_id: str, strategy: str | None, patience: Patience) -> dict[str, Any]:
+        """Puts what is on disk in force. A definition with faults is refused and changes nothing."""
+        module = self._valid(module_id)
+        assert module.definition is not None
+        chosen = strategy or module.definition.manifest.reload.strategy
+        if chosen == "signal":
+            return self._reload_by_signal(module)
+        if chosen == "rolling":
+            raise NotPossible(
+                f"cannot reload {module_id}: this version has no strategy {chosen}",
+                module_id=module_id,
+                hint=f"nexusctl reload {module_id} --strategy immediate",
+            )
+        definition = await self._definition_on_disk(module)
+        changed = definition.digest != module.definition.digest
+        former = _runs(module)
+        self._configs.write(replace(module, definition=definition))
+        self._supervisor.handle(Renewal(module_id, definition))
+        await self._wait(module_id, patience, self._is_renewed(former))
+        reloaded = self.module(module_id)
+        self._tell("module.reloaded", module_id, reason=chosen)
+        return {
+            "module_id": module_id,
+            "reloaded": reloaded.state is ModuleState.STARTED,
+            "strategy": chosen,
+            "generation": reloaded.generation,
+            "changed": changed,
+        }
+
+    def _reload_by_signal(self, module: Module) -> dict[str, Any]:
+        assert module.definition is not None
+        running = [replica.run for replica in module.current if isinstance(replica.state, lifecycle.Started)]
+        if not running:
+            raise NotPossible(
+                f"cannot reload {module.id} by a signal: it is {module.state}",
+                module_id=module.id,
+                hint=f"nexusctl start {module.id}",
+            )
+        number = signal.Signals[module.definition.manifest.reload.signal]
+        for run in running:
+            if run is not None:
+                self._signal_leader(run, number)
+        self._tell("module.reloaded", module.id, reason="signal")
+        told = {"reloaded": True, "strategy": "signal", "generation": module.generation, "changed": False}
+        return {"module_id": module.id, **told}
+
+    async def _definition_on_disk(self, module: Module) -> Definition:
+        definition = await self._reread(module)
+        if definition is None:
+            faults = [str(fault) for fault in self.module(module.id).faults]
+            raise NotPossible(
+                f"cannot reload {module.id}: its manifest has faults, the one in force stays",
+                module_id=module.id,
+                reason="; ".join(faults) or "its folder is gone",
+                hint=f"nexusctl check {module.folder}",
+            )
+        return definition
+
+    # Configuration
+
+    async def configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
+        """Checked, told to the running module, stored; refused as a whole when one of these refuses."""
+        module = self._valid(module_id)
+        assert module.definition is not None
+        manifest = module.definition.manifest
+        key = _config_key(module_id, manifest.config, name)
+        checked = settings.check_value(key, value, name)
+        previous = settings.effective(manifest, module.configured)[name]
+        told: list[str] = []
+        try:
+            if key.apply == "live":
+                await self._tell_replicas(module, name, checked, told)
+            await self._store.save_value(module_id, name, checked)
+        except NexusError:
+            await self._take_back(told, name, previous)
+            raise
+        self._put_value(module_id, name, checked)
+        applied = await self._apply(module, key, bool(told))
+        shown = settings.masked(manifest, {name: checked})[name]
+        self._tell("module.configured", module_id, reason=f"{name} = {shown!r}")
+        masked = settings.masked(manifest, {name: previous})[name]
+        return {"module_id": module_id, "key": name, "value": shown, "previous": masked, "applied": applied}
+
+    async def _tell_replicas(self, module: Module, name: str, value: Any, told: list[str]) -> None:
+        for replica in module.current:
+            if isinstance(replica.state, lifecycle.Started):
+                told.append(replica.state.run)
+                params = {"key": name, "value": value}
+                await self._control.ask(replica.state.run, "configure", params, CONFIGURE_TIMEOUT_S)
+
+    async def _take_back(self, told: Iterable[str], name: str, previous: Any) -> None:
+        for run in told:
+            try:
+                params = {"key": name, "value": previous}
+                await self._control.ask(run, "configure", params, CONFIGURE_TIMEOUT_S)
+            except NexusError as error:  # the refusal itself is what the caller is told
+                log.warning("%s may still use the refused value of %s: %s", run, name, error)
+
+    def _put_value(self, module_id: str, name: str, value: Any) -> None:
+        module = self.module(module_id)
+        module = replace(module, configured={**module.configured, name: value})
+        self._configs.write(module)
+        self._supervisor.handle(Put(module_id, module))
+
+    async def _apply(self, module: Module, key: ConfigKey, told: bool) -> str:
+        if not self.module(module.id).is_active:
+            return "stored"
+        if key.apply == "live":
+            return "live" if told else "stored"
+        # A module that says "reload" for a key wants a new generation; the code on disk stays out of it.
+        self._supervisor.handle(Renewal(module.id))
+        return key.apply
+
+    # Outcomes
+
+    def _valid(self, module_id: str) -> Module:
+        module = self.module(module_id)
+        if module.definition is None:
+            raise NotPossible(
+                f"{module_id} is invalid: {module.reason}",
+                module_id=module_id,
+                reason="; ".join(str(fault) for fault in module.faults),
+                hint=f"nexusctl status {module_id}",
+            )
+        return module
+
+    async def _save_wanted(self, module_ids: list[str], started: bool) -> dict[str, str]:
+        """A full disk must not keep an operator from stopping a module: then the answer says what was not kept."""
+        try:
+            await self._store.save_wanted(dict.fromkeys(module_ids, started))
+        except NotPossible as error:
+            return {"warning": f"{error}; after a restart of nexusd the former wish holds"}
+        return {}
+
+    async def _wait(self, module_id: str, patience: Patience, done: Callable[[Module], bool]) -> None:
+        if not patience.wait:
+            return
+
+        def is_done(_fleet: Fleet) -> bool:
+            return done(self.module(module_id))
+
+        try:
+            await self._supervisor.until([module_id], is_done, patience.timeout_s)
+        except TimeoutError:
+            module = self.module(module_id)
+            raise TimedOut(
+                f"{module_id} is still {module.state} after {patience.timeout_s:g} s",
+                module_id=module_id,
+                reason=module.reason,
+                hint=f"nexusctl status {module_id}",
+            ) from None
+
+    def _is_started(self, module: Module) -> bool:
+        if module.state is ModuleState.STARTED:
+            return True
+        if not module.wanted:
+            raise NotPossible(f"{module.id} was stopped meanwhile", module_id=module.id)
+        for replica in module.current:
+            if (failure := self._failure(module, replica)) is not None:
+                raise failure
+        return False
+
+    @staticmethod
+    def _is_stopped(module: Module) -> bool:
+        stuck = [replica for replica in module.replicas if isinstance(replica.state, lifecycle.Stuck)]
+        if stuck:
+            raise NotPossible(f"cannot stop {module.id}: {stuck[0].reason}", module_id=module.id)
+        if module.wanted:
+            raise NotPossible(f"{module.id} was started meanwhile", module_id=module.id)
+        return not module.is_active
+
+    def _is_renewed(self, former: frozenset[str]) -> Callable[[Module], bool]:
+        def is_renewed(module: Module) -> bool:
+            if any(replica.run in former for replica in module.replicas):
+                return False
+            return self._is_started(module)
+
+        return is_renewed
+
+    def _failure(self, module: Module, replica: Replica) -> NexusError | None:
+        """Why this replica did not start, when it did not; one that is tried again has failed the once."""
+        match replica.state:
+            case lifecycle.Waiting(obstacle=str(obstacle), lasting=True):
+                return DependencyFailed(
+                    f"cannot start {module.id}: {obstacle}", module_id=module.id, reason=obstacle
+                )
+            case lifecycle.Stopped() if replica.wanted:
+                return self._start_failed(module, replica)
+            case lifecycle.Started():
+                return None
+        failed = isinstance(replica.state, lifecycle.Failed) or replica.history.in_a_row > 0
+        return self._start_failed(module, replica) if failed else None
+
+    def _start_failed(self, module: Module, replica: Replica) -> StartFailed:
+        exit = replica.history.last_exit
+        again = (
+            ""
+            if isinstance(replica.state, lifecycle.Failed | lifecycle.Stopped)
+            else "; it is being tried again"
+        )
+        reason = replica.reason or (exit.description if exit else "unknown")
+        return StartFailed(
+            f"{module.id} did not start: {reason}{again}",
+            module_id=module.id,
+            reason=replica.status_text or reason,
+            hint=f"nexusctl logs {module.id}",
+            replica=replica.name,
+            exit=exit_shown(exit),
+            log=self._logs.tail(replica.name, LOG_LINES),
+        )
+
+
+def exit_shown(exit: lifecycle.Exit | None) -> dict[str, Any] | None:
+    """An exit as the API shows it."""
+    if exit is None:
+        return None
+    return {"code": exit.code, "signal": exit.signal_name, "description": exit.description}
+
+
+def _is_wanted(fleet: Fleet, module_id: str) -> bool:
+    module = fleet.modules.get(module_id)
+    return module is None or module.definition is None or module.wanted
+
+
+def _required(module_id: str, dependents: list[str]) -> NotPossible:
+    names = ", ".join(dependents)
+    verb = "requires" if len(dependents) == 1 else "require"
+    return NotPossible(
+        f"cannot stop {module_id}: {names} {verb} it",
+        module_id=module_id,
+        hint=f"nexusctl stop --cascade {module_id}",
+        required_by=dependents,
+    )
+
+
+def _runs(module: Module) -> frozenset[str]:
+    return frozenset(replica.run for replica in module.replicas if replica.run is not None)
+
+
+def _config_key(module_id: str, keys: dict[str, ConfigKey], name: str) -> ConfigKey:
+    if name in keys:
+        return keys[name]
+    near = get_close_matches(name, keys, 1)
+    hint = f"did you mean {near[0]}?" if near else f"nexusctl config get {module_id}"
+    raise BadValue(f"{module_id} has no configuration key {name}", module_id=module_id, hint=hint, key=name)

@@ -1,0 +1,97 @@
+"""What the supervisor and the commands need of the world, in their words. Adapters stand in `nexusd.system`."""
+
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Protocol
+
+from nexusd.domain.fleet import Fleet, Module
+from nexusd.domain.lifecycle import Replica
+
+Observer = Callable[[Fleet, Fleet, frozenset[str]], None]  # before, after, ids of modules that were touched
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Monotonic seconds, comparable between processes of one boot."""
+
+    def wake_at(self, deadline: float | None) -> None:
+        """Have the supervisor's deadlines looked at then; None: not needed. Replaces the former wish."""
+
+
+class Processes(Protocol):
+    """The replicas' processes. What happens to them comes back as news to the supervisor."""
+
+    def spawn(self, run: str, replica: Replica, module: Module) -> None:
+        """Raises OSError or NexusError when it can't even be tried."""
+
+    def terminate(self, run: str, signal: int) -> None: ...
+
+    def kill(self, run: str) -> None: ...
+
+    def forget(self, run: str) -> None: ...
+
+    def remember(self, module_id: str, module: Module | None) -> None:
+        """Keep what a later nexusd needs to go on from here."""
+
+
+class Stored(Protocol):
+    """What the store knows of one module."""
+
+    started: bool | None  # None: nobody ever asked
+    count: int | None
+    configured: Mapping[str, Any]
+
+
+class Store(Protocol):
+    """What must survive a reboot. Each raises NotPossible when the disk does not take it."""
+
+    def save_wanted(self, wanted: Mapping[str, bool]) -> Awaitable[None]: ...
+
+    def save_count(self, module_id: str, count: int) -> Awaitable[None]: ...
+
+    def save_value(self, module_id: str, key: str, value: Any) -> Awaitable[None]: ...
+
+
+class Control(Protocol):
+    """A module's own answers, on its control socket."""
+
+    def ask(self, run: str, method: str, params: Mapping[str, Any], timeout_s: float) -> Awaitable[Any]:
+        """Raises TimedOut when it is silent, NotPossible when it has no control socket, BadValue when it refuses."""
+
+
+class Logs(Protocol):
+    def path(self, replica_name: str) -> str: ...
+
+    def tail(self, replica_name: str, lines: int) -> list[str]:
+        """The last lines of a replica's output; empty when there is none."""
+
+
+class LogReader(Logs, Protocol):
+    def follow(
+        self, replica_names: Iterable[str], push: Callable[[str, list[str]], None]
+    ) -> Coroutine[Any, Any, None]:
+        """Pushes each replica's new lines, from the call on, until cancelled."""
+
+
+class EventSource(Protocol):
+    """What has happened and what happens. An event is the JSON object that the API shows."""
+
+    def last(self, most: int, module_id: str | None = None) -> list[dict[str, Any]]: ...
+
+    def since(self, seq: int, module_id: str | None = None) -> list[dict[str, Any]]: ...
+
+    def subscribe(self, subscriber: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """Returns the way out."""
+
+
+class Configs(Protocol):
+    def write(self, module: Module) -> None:
+        """Put the effective configuration where the module's processes read it. Raises OSError."""
+
+
+class Daemon(Protocol):
+    """What a command may ask of the daemon as a whole."""
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read configuration and manifests again: ids added, changed, removed, invalid."""
+
+    def shut_down(self) -> None: ...

@@ -1,0 +1,63 @@
+"""What a method is, and what its handler gets to know of the one who calls.
+
+The table of methods stands in `nexusd.rpc.methods`; running a row is the dispatcher's.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from nexusd.domain.access import Caller
+from nexusd.rpc import codec
+
+
+class Call:
+    """The calling side of one connection: who it is, and a way to send it more than the answer."""
+
+    __slots__ = ("_closed", "_closing", "_send", "caller")
+
+    def __init__(self, caller: Caller, send: Callable[[bytes], None]) -> None:
+        self.caller = caller
+        self._send = send
+        self._closing: list[Callable[[], None]] = []
+        self._closed = False
+
+    def push(self, notification: bytes | dict[str, Any]) -> None:
+        """Send a notification; bytes are one encoded message without its newline."""
+        if not self._closed:
+            self._send(notification if isinstance(notification, bytes) else codec.encode(notification))
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the connection has ended: at once if it has already."""
+        if self._closed:
+            callback()
+        else:
+            self._closing.append(callback)
+
+    def closed(self) -> None:
+        """The connection has ended. For the server to say, once."""
+        self._closed = True
+        while self._closing:
+            self._closing.pop()()
+
+
+class NoParams(msgspec.Struct, frozen=True):
+    """Of a method that takes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row of the table.
+
+    `permission` None is open to everybody who can connect. A handler that is a plain function is answered in
+    the same pass over the input; a coroutine function gets a task and is in flight until it is done.
+    """
+
+    name: str
+    handler: Callable[[Call, Any], Any] | Callable[[Call, Any], Awaitable[Any]]
+    help: str
+    params: type[msgspec.Struct] = NoParams
+    permission: str | None = None
+    audited: bool = False

@@ -1,0 +1,355 @@
+"""The table of methods: name, permission, parameters, handler, one line of help each.
+
+A handler only asks: what a command does stands in `nexusd.operations`, what is shown in `views`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from nexusd.domain import health, settings
+from nexusd.domain.access import Grants, SecurityContext, effective_permissions
+from nexusd.domain.errors import BadValue, InvalidParams
+from nexusd.domain.fleet import Fleet
+from nexusd.domain.manifest import ConfigKey
+from nexusd.operations import Operations, Patience
+from nexusd.ports import Daemon, EventSource, LogReader
+from nexusd.rpc import discover, views
+from nexusd.rpc.call import Call, Method, NoParams
+from nexusd.supervisor import Supervisor
+
+MOST_LINES = 10_000
+
+Timeout = Annotated[float, Meta(gt=0, le=86_400, description="Seconds to wait for the outcome")] | None
+ModuleId = Annotated[str, Meta(max_length=200, description="GROUP/NAME")]
+
+
+class OneModule(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId | None = None
+
+
+class Start(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId
+    cascade: bool = False
+    wait: bool = True
+    timeout: Timeout = None
+
+
+class Restart(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId
+    wait: bool = True
+    timeout: Timeout = None
+
+
+class Reload(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId
+    strategy: Literal["graceful", "rolling", "immediate", "signal"] | None = None
+    wait: bool = True
+    timeout: Timeout = None
+
+
+class Configure(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId
+    key: str
+    value: Any
+
+
+class GetConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId
+    key: str | None = None
+
+
+class GetLogs(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId
+    lines: Annotated[int, Meta(ge=0, le=MOST_LINES)] = 100
+    follow: bool = False
+    replica: Annotated[int, Meta(ge=0)] | None = None
+
+
+class SubscribeEvents(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId | None = None
+    since: Annotated[int, Meta(ge=0, description="Only events with a greater seq; 0 for all kept")] | None = (
+        None
+    )
+
+
+class GetHistory(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId | None = None
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the daemon says of itself; what may change is asked for anew."""
+
+    version: str
+    pid: int
+    started_at: float  # monotonic seconds
+    context: SecurityContext
+    grants: Callable[[], Grants]
+    keeper: Callable[[], Mapping[str, Any]]
+    warnings: Callable[[], list[str]]
+
+
+class Api:
+    """The handlers, bound to one daemon."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        operations: Operations,
+        daemon: Daemon,
+        identity: Identity,
+        logs: LogReader,
+        events: EventSource,
+    ) -> None:
+        self._supervisor = supervisor
+        self._operations = operations
+        self._daemon = daemon
+        self._identity = identity
+        self._logs = logs
+        self._events = events
+        self._page = views.StatusPage()
+        self._subscriptions = 0
+        self._followers: set[asyncio.Task[None]] = set()
+        self.methods = self._table()
+
+    def _table(self) -> list[Method]:
+        return [
+            Method(
+                "get_status",
+                self.get_status,
+                "The daemon with all modules, or one module",
+                OneModule,
+                "status.read",
+            ),
+            Method("check_liveness", self.check_liveness, "Whether the daemon lives"),
+            Method("check_readiness", self.check_readiness, "Whether the modules can do their work"),
+            Method("check_critical_modules", self.check_critical, "Whether every critical module is healthy"),
+            Method(
+                "start_module", self.start, "Start a module and what it requires", Start, "module.start", True
+            ),
+            Method("stop_module", self.stop, "Stop a module", Start, "module.stop", True),
+            Method(
+                "restart_module",
+                self.restart,
+                "Stop a module and start it again",
+                Restart,
+                "module.start",
+                True,
+            ),
+            Method(
+                "reload_module", self.reload, "Put the code on disk in force", Reload, "module.reload", True
+            ),
+            Method(
+                "configure", self.configure, "Set a configuration value", Configure, "module.configure", True
+            ),
+            Method("get_config", self.get_config, "A module's configuration", GetConfig, "status.read"),
+            Method(
+                "get_logs",
+                self.get_logs,
+                "The last lines of a module, and those to come",
+                GetLogs,
+                "logs.read",
+            ),
+            Method(
+                "subscribe_events", self.subscribe, "Events as they happen", SubscribeEvents, "events.read"
+            ),
+            Method("get_history", self.get_history, "The last events", GetHistory, "events.read"),
+            Method(
+                "reload_daemon", self.reload_daemon, "Read manifests again", NoParams, "daemon.reload", True
+            ),
+            Method(
+                "shutdown", self.shutdown, "Stop all modules and the daemon", NoParams, "daemon.admin", True
+            ),
+            Method("whoami", self.whoami, "Who the caller is and what it may do"),
+            Method("rpc.discover", self.discover, "This table as an OpenRPC document"),
+        ]
+
+    # Status
+
+    def get_status(self, _call: Call, params: OneModule) -> Any:
+        if params.module_id is not None:
+            module = self._operations.module(params.module_id)
+            return views.detail(module, self._supervisor.fleet.graph, self._logs.path)
+        identity = self._identity
+        return {
+            "running": True,
+            "version": identity.version,
+            "level": views.level(views.FEATURES),
+            "pid": identity.pid,
+            "uptime_seconds": round(time.monotonic() - identity.started_at, 3),
+            "security": identity.context.as_status(),
+            "features": views.FEATURES,
+            **self._page.parts(self._fleet),
+            "keeper": identity.keeper(),
+            "warnings": identity.warnings(),
+        }
+
+    def check_liveness(self, _call: Call, _params: NoParams) -> dict[str, Any]:
+        return {"live": True, "timestamp": time.time(), "daemon_running": True}
+
+    def check_readiness(self, _call: Call, _params: NoParams) -> dict[str, Any]:
+        readiness = health.readiness(self._fleet.modules.values())
+        details = {
+            "total_modules": readiness.statistics.total,
+            "healthy_modules": readiness.statistics.healthy,
+            "unhealthy_modules": readiness.statistics.unhealthy,
+            "health_ratio": readiness.ratio,
+        }
+        ready = {"ready": readiness.ready, "timestamp": time.time(), "details": details}
+        return {**ready, "reasons": readiness.reasons}
+
+    def check_critical(self, _call: Call, _params: NoParams) -> dict[str, Any]:
+        modules = health.critical(self._fleet.modules.values())
+        healthy = sum(health.is_healthy(module) for module in modules)
+        return {
+            "healthy": healthy == len(modules),
+            "timestamp": time.time(),
+            "details": {"total": len(modules), "healthy": healthy},
+            "modules": {module.id: str(health.health_of(module)[0]) for module in modules},
+        }
+
+    # Commands
+
+    async def start(self, _call: Call, params: Start) -> dict[str, Any]:
+        return await self._operations.start(params.module_id, _patience(params))
+
+    async def stop(self, _call: Call, params: Start) -> dict[str, Any]:
+        return await self._operations.stop(params.module_id, params.cascade, _patience(params))
+
+    async def restart(self, _call: Call, params: Restart) -> dict[str, Any]:
+        return await self._operations.restart(params.module_id, _patience(params))
+
+    async def reload(self, _call: Call, params: Reload) -> dict[str, Any]:
+        return await self._operations.reload(params.module_id, params.strategy, _patience(params))
+
+    async def configure(self, _call: Call, params: Configure) -> dict[str, Any]:
+        return await self._operations.configure(params.module_id, params.key, params.value)
+
+    async def reload_daemon(self, _call: Call, _params: NoParams) -> dict[str, Any]:
+        return {"reloaded": True, **await self._daemon.reload()}
+
+    def shutdown(self, _call: Call, _params: NoParams) -> dict[str, Any]:
+        self._daemon.shut_down()
+        return {"shutting_down": True}
+
+    # Reading
+
+    def get_config(self, _call: Call, params: GetConfig) -> dict[str, Any]:
+        module = self._operations.module(params.module_id)
+        manifest = module.definition.manifest if module.definition else None
+        keys = manifest.config if manifest else {}
+        if params.key is not None and params.key not in keys:
+            raise BadValue(
+                f"{module.id} has no configuration key {params.key}", module_id=module.id, key=params.key
+            )
+        effective = settings.effective(manifest, module.configured) if manifest else {}
+        shown = {
+            name: _key_shown(key, name, effective[name], name in module.configured)
+            for name, key in keys.items()
+            if params.key in (None, name)
+        }
+        return {"module_id": module.id, "config": shown}
+
+    def get_logs(self, call: Call, params: GetLogs) -> dict[str, Any]:
+        module = self._operations.module(params.module_id)
+        names = [f"{module.id}#{index}" for index in self._indexes(module.id, params.replica)]
+        subscription = (
+            self._follow(call, names) if params.follow else None
+        )  # first, so that no line is missed
+        lines = [
+            {"replica": name, "line": line} for name in names for line in self._logs.tail(name, params.lines)
+        ]
+        return {"module_id": module.id, "lines": lines, "subscription": subscription}
+
+    def _indexes(self, module_id: str, replica: int | None) -> list[int]:
+        module = self._operations.module(module_id)
+        indexes = sorted({*range(module.count), *(one.index for one in module.replicas)})
+        if replica is None:
+            return indexes
+        if replica not in indexes:
+            raise InvalidParams(f"{module_id} has no replica {replica}", module_id=module_id)
+        return [replica]
+
+    def _follow(self, call: Call, names: list[str]) -> int:
+        number = self._next_subscription()
+
+        def push(replica: str, lines: list[str]) -> None:
+            params = {"subscription": number, "replica": replica, "lines": lines}
+            call.push({"jsonrpc": "2.0", "method": "log", "params": params})
+
+        task = asyncio.get_running_loop().create_task(self._logs.follow(names, push))
+        self._followers.add(task)
+        task.add_done_callback(self._followers.discard)
+        call.on_close(lambda: _end(task))
+        return number
+
+    def subscribe(self, call: Call, params: SubscribeEvents) -> dict[str, Any]:
+        if params.module_id is not None:
+            self._operations.module(params.module_id)
+        number = self._next_subscription()
+
+        def push(event: dict[str, Any]) -> None:
+            if params.module_id in (None, event["module_id"]):
+                told = {"subscription": number, "event": event}
+                call.push({"jsonrpc": "2.0", "method": "event", "params": told})
+
+        former = [] if params.since is None else self._events.since(params.since, params.module_id)
+        call.on_close(self._events.subscribe(push))
+        return {"subscription": number, "events": former}
+
+    def get_history(self, _call: Call, params: GetHistory) -> dict[str, Any]:
+        if params.module_id is not None:
+            self._operations.module(params.module_id)
+        return {"events": self._events.last(params.limit, params.module_id)}
+
+    def whoami(self, call: Call, _params: NoParams) -> dict[str, Any]:
+        caller, grants = call.caller, self._identity.grants()
+        return {
+            "principal": caller.principal,
+            "uid": caller.uid,
+            "gid": caller.gid,
+            "groups": sorted(caller.group_names),
+            "roles": list(grants.roles_of(caller)),
+            "permissions": list(effective_permissions(caller, grants, self._identity.context)),
+        }
+
+    def discover(self, _call: Call, _params: NoParams) -> Any:
+        return discover.document(self.methods, title="nexusd", version=self._identity.version)
+
+    def _next_subscription(self) -> int:
+        self._subscriptions += 1
+        return self._subscriptions
+
+    @property
+    def _fleet(self) -> Fleet:
+        return self._supervisor.fleet
+
+
+def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+
+
+def _patience(params: Start | Restart | Reload) -> Patience:
+    return Patience(params.wait, params.timeout)
+
+
+def _key_shown(key: ConfigKey, name: str, value: Any, configured: bool) -> dict[str, Any]:
+    hidden = settings.MASK if key.secret else None
+    return {
+        "value": hidden or value,
+        "default": hidden or key.default,
+        "type": key.type,
+        "min": key.min,
+        "max": key.max,
+        "choices": key.choices,
+        "apply": key.apply,
+        "secret": key.secret,
+        "source": "configured" if configured else "default",
+        "description": key.description,
+    }

@@ -1,0 +1,160 @@
+"""The fleet as the API shows it. Field names and types are the contract; fields are added, never changed.
+
+A module's row is encoded once and kept until the module changes, since everybody asks for status all the time.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from nexusd.domain import health, lifecycle, settings
+from nexusd.domain.fleet import Fleet, Module
+from nexusd.domain.graph import Graph
+from nexusd.domain.lifecycle import Replica
+from nexusd.domain.units import unit_number
+from nexusd.operations import exit_shown
+
+FEATURES = {"cluster": False, "tracing": False, "compliance": False}
+_LEVELS = {
+    (False, False, False): "level-14.5-basic",
+    (True, False, False): "level-18-enterprise",
+    (True, True, False): "level-20-enterprise",
+    (True, True, True): "level-23-enterprise",
+}
+
+_encode = msgspec.json.Encoder(enc_hook=unit_number).encode
+
+
+def level(features: Mapping[str, bool]) -> str:
+    """The name that AEON has for what is switched on; in between, the nearest one below."""
+    cluster, tracing, compliance = features["cluster"], features["tracing"], features["compliance"]
+    return _LEVELS[(cluster, cluster and tracing, cluster and tracing and compliance)]
+
+
+def epoch(monotonic: float) -> float:
+    """The wall-clock time of a moment on the monotonic clock, as the wall clock stands now."""
+    return round(time.time() - (time.monotonic() - monotonic), 3)
+
+
+def summary(module: Module) -> dict[str, Any]:
+    manifest = module.definition.manifest if module.definition else None
+    return {
+        "id": module.id,
+        "state": str(module.state),
+        "wanted": "started" if module.wanted else "stopped",
+        "health": str(health.health_of(module)[0]),
+        "version": manifest.version if manifest else None,
+        "generation": module.generation,
+        "critical": manifest.critical if manifest else False,
+        "replicas": {"wanted": module.count, "ready": module.ready},
+        "since": epoch(module.since),
+        "restarts": sum(replica.history.restarts for replica in module.current),
+        "reason": module.reason,
+    }
+
+
+def detail(module: Module, graph: Graph, log_path: Callable[[str], str]) -> dict[str, Any]:
+    """Everything there is to say of one module."""
+    faults = [msgspec.structs.asdict(fault) for fault in module.faults]
+    shown = {**summary(module), "folder": module.folder, "faults": faults}
+    shown |= {"uptime_seconds": _module_uptime(module), "pending_reload": module.pending is not None}
+    shown["instances"] = [_instance(replica, log_path(replica.name)) for replica in module.replicas]
+    shown["health_reasons"] = list(health.health_of(module)[1])
+    shown["required_by"] = list(graph.required_by.get(module.id, ()))
+    return {**shown, **_from_manifest(module)}
+
+
+def _from_manifest(module: Module) -> dict[str, Any]:
+    if module.definition is None:
+        blank: dict[str, Any] = {"description": "", "requires": [], "after": [], "permissions": []}
+        return {**blank, "config": {}, "limits": {"enforced_by": "none"}}
+    manifest = module.definition.manifest
+    effective = settings.effective(manifest, module.configured)
+    return {
+        "description": manifest.description,
+        "requires": list(manifest.requires),
+        "after": list(manifest.after),
+        "permissions": list(manifest.permissions),
+        "config": settings.masked(manifest, effective),
+        "limits": _limits(module),
+    }
+
+
+def _limits(module: Module) -> dict[str, Any]:
+    """What is in force, not what was wished: rlimits hold memory and files of each process."""
+    assert module.definition is not None
+    limits = module.definition.manifest.limits
+    wanted = {"memory": limits.memory, "cpu": limits.cpu, "tasks": limits.tasks, "files": limits.files}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    not_enforced = [name for name in given if name in ("cpu", "tasks")]
+    enforced = len(given) > len(not_enforced)
+    return {"enforced_by": "rlimits" if enforced else "none", **given, "not_enforced": not_enforced}
+
+
+def _module_uptime(module: Module) -> float | None:
+    since = [replica.since for replica in module.current if isinstance(replica.state, lifecycle.Started)]
+    return round(time.monotonic() - min(since), 3) if since else None
+
+
+def _instance(replica: Replica, log: str) -> dict[str, Any]:
+    history, now = replica.history, time.monotonic()
+    started = isinstance(replica.state, lifecycle.Started)
+    exit = exit_shown(history.last_exit)
+    if exit is not None and history.last_exit_at is not None:
+        exit["at"] = epoch(history.last_exit_at)
+    waits = isinstance(replica.state, lifecycle.Backoff) and replica.deadline is not None
+    return {
+        "name": replica.name,
+        "index": replica.index,
+        "generation": replica.generation,
+        "state": replica.state_name,
+        "ready": started,
+        "pid": replica.pid,
+        "since": epoch(replica.since),
+        "uptime_seconds": round(now - replica.since, 3) if started else None,
+        "restarts": history.restarts,
+        "status_text": replica.status_text,
+        "reason": replica.reason,
+        "last_exit": exit,
+        "next_attempt_in_s": max(0.0, round((replica.deadline or now) - now, 3)) if waits else None,
+        "log": log,
+    }
+
+
+class StatusPage:
+    """The daemon's status with a row for each module; only what changed since the last call is made anew."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, tuple[Module, bytes]] = {}
+        self._fleet: Fleet | None = None
+        self._parts: dict[str, Any] = {}
+
+    def parts(self, fleet: Fleet) -> dict[str, Any]:
+        """`modules` and `health` of the answer, encoded."""
+        if fleet is not self._fleet:
+            modules = fleet.modules.values()
+            self._rows = {module.id: self._row(module) for module in modules}
+            self._parts = {"modules": self._modules(fleet), "health": _health(fleet)}
+            self._fleet = fleet
+        return self._parts
+
+    def _row(self, module: Module) -> tuple[Module, bytes]:
+        known = self._rows.get(module.id)
+        return known if known is not None and known[0] is module else (module, _encode(summary(module)))
+
+    def _modules(self, fleet: Fleet) -> msgspec.Raw:
+        states = [str(module.state) for module in fleet.modules.values()]
+        head = {
+            "total_discovered": len(states),
+            "total_loaded": sum(module.definition is not None for module in fleet.modules.values()),
+            "by_state": {state: states.count(state) for state in sorted(set(states))},
+        }
+        rows = b",".join(self._rows[module_id][1] for module_id in sorted(self._rows))
+        return msgspec.Raw(_encode(head)[:-1] + b',"items":[' + rows + b"]}")
+
+
+def _health(fleet: Fleet) -> msgspec.Raw:
+    counted = health.statistics(fleet.modules.values())
+    return msgspec.Raw(_encode({"statistics": counted}))

@@ -1,0 +1,1 @@
+"""Adapters, each named for what it touches."""

@@ -1,0 +1,51 @@
+"""Asks a module on its control socket: JSON-RPC 2.0, one object a line (docs/module-protocol.md).
+
+Implements `ports.Control`. One connection for each question: questions are rare, and a module may be reloaded.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nexusd.domain.errors import BadValue, NotPossible, TimedOut
+
+LONGEST_ANSWER = 1 << 20
+
+
+class ControlSockets:
+    def __init__(self, socket_path: Callable[[str, str], str]) -> None:
+        self._socket_path = socket_path
+
+    async def ask(self, run: str, method: str, params: Mapping[str, Any], timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._ask(self._socket_path(run, "control"), method, params)
+        except TimeoutError:
+            raise TimedOut(f"{run}: no answer to {method} within {timeout_s:g} s") from None
+        except OSError as error:
+            raise NotPossible(f"{run}: its control socket is out of reach: {error.strerror}") from error
+
+    async def _ask(self, path: str, method: str, params: Mapping[str, Any]) -> Any:
+        reader, writer = await asyncio.open_unix_connection(path, limit=LONGEST_ANSWER)
+        try:
+            request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": dict(params)}
+            writer.write(json.dumps(request).encode() + b"\n")
+            return _result(await reader.readline(), method)
+        finally:
+            writer.close()
+
+
+def _result(line: bytes, method: str) -> Any:
+    try:
+        answer = json.loads(line)
+        if "result" in answer:
+            return answer["result"]
+        error = answer["error"]
+        message = str(error["message"])
+        reason = str((error.get("data") or {}).get("reason") or message)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise NotPossible(f"the module's answer to {method} is no JSON-RPC answer") from None
+    if error.get("code") == -32601:
+        raise NotPossible(f"the module does not answer {method}", reason=message)
+    raise BadValue(f"the module refused: {reason}", reason=reason)

@@ -1,0 +1,123 @@
+"""Turns changes of the fleet into events, keeps the last ones, and tells subscribers and the store.
+
+An observer of the supervisor: it decides nothing about modules.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+from nexusd.domain.errors import NexusError
+from nexusd.domain.fleet import Fleet, Module
+from nexusd.domain.lifecycle import Replica
+
+KEPT = 2000
+Event = dict[str, Any]
+Subscriber = Callable[[Event], None]
+Save = Callable[[Iterable[tuple[int, str]]], Awaitable[None]]
+
+log = logging.getLogger("nexusd.events")
+
+
+class EventLog:
+    def __init__(self, save: Save, former: list[Event]) -> None:
+        self._save = save
+        self._kept: deque[Event] = deque(former, maxlen=KEPT)
+        self._seq = former[-1]["seq"] if former else 0
+        self._subscribers: set[Subscriber] = set()
+        self._unsaved: list[Event] = []
+        self._saving: asyncio.Task[None] | None = None
+
+    def observe(self, before: Fleet, after: Fleet, touched: frozenset[str]) -> None:
+        for module_id in touched:
+            for event in _changes(before.modules.get(module_id), after.modules.get(module_id)):
+                self.add(**event)
+
+    def add(self, kind: str, module_id: str | None = None, **more: Any) -> None:
+        """One event. The log line is for people, the event for programs."""
+        self._seq += 1
+        blank = {"replica": None, "from": None, "to": None, "reason": None}
+        event = {"seq": self._seq, "time": time.time(), "kind": kind, "module_id": module_id, **blank, **more}
+        self._kept.append(event)
+        _log(event)
+        for subscriber in tuple(self._subscribers):
+            subscriber(event)
+        self._unsaved.append(event)
+        if self._saving is None:
+            self._saving = asyncio.get_running_loop().create_task(self._save_soon())
+
+    def last(self, most: int, module_id: str | None = None) -> list[Event]:
+        chosen = [event for event in self._kept if module_id is None or event["module_id"] == module_id]
+        return chosen[-most:] if most else []
+
+    def since(self, seq: int, module_id: str | None = None) -> list[Event]:
+        return [event for event in self.last(KEPT, module_id) if event["seq"] > seq]
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Returns the way out."""
+        self._subscribers.add(subscriber)
+        return lambda: self._subscribers.discard(subscriber)
+
+    async def flush(self) -> None:
+        while self._saving is not None:
+            await asyncio.wait([self._saving])
+
+    async def _save_soon(self) -> None:
+        """Whatever has come together while the disk was busy goes in one transaction."""
+        try:
+            while self._unsaved:
+                batch, self._unsaved = self._unsaved, []
+                await self._save((event["seq"], json.dumps(event)) for event in batch)
+        except NexusError as error:
+            log.error("events are kept in memory only: %s", error)
+        finally:
+            self._saving = None
+
+
+def _changes(before: Module | None, after: Module | None) -> Iterator[Event]:
+    if after is None or before is None:
+        if (module := after or before) is not None:
+            kind = "module.loaded" if after else "module.dropped"
+            yield {"kind": kind, "module_id": module.id, "to": str(module.state)}
+        return
+    former = {replica.key: replica for replica in before.replicas}
+    for replica in after.replicas:
+        yield from _replica_changes(former.get(replica.key), replica)
+    if before.state is not after.state:
+        yield {
+            "kind": "module.state",
+            "module_id": after.id,
+            "from": str(before.state),
+            "to": str(after.state),
+            "reason": after.reason,
+        }
+
+
+def _replica_changes(before: Replica | None, after: Replica) -> Iterator[Event]:
+    if before is not None and type(before.state) is type(after.state):
+        return
+    yield {
+        "kind": "replica.state",
+        "module_id": after.module_id,
+        "replica": after.name,
+        "from": before.state_name if before else None,
+        "to": after.state_name,
+        "reason": after.reason,
+        "pid": after.pid,
+    }
+
+
+def _log(event: Event) -> None:
+    level = logging.WARNING if event["to"] in ("failed", "backoff", "stuck") else logging.INFO
+    if event["kind"] == "replica.state" and event["to"] in ("waiting", "starting", "stopping"):
+        level = logging.DEBUG
+    where = event["replica"] or event["module_id"] or "nexusd"
+    way = f" {event['from']} → {event['to']}" if event["to"] and event["from"] else f" {event['to'] or ''}"
+    why = f": {event['reason']}" if event["reason"] else ""
+    log.log(
+        level, "%s%s%s%s", where, "" if event["kind"].endswith(".state") else f" {event['kind']}", way, why
+    )

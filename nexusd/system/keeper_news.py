@@ -1,0 +1,175 @@
+"""What the keeper says, as events of the fleet; and what it remembers, as modules to go on with.
+
+Until `begin` its table is only collected: modules are restored from it first, then the news follow.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from signal import SIGTERM
+from typing import Any
+
+import msgspec
+
+from nexusd.domain import lifecycle, runs
+from nexusd.domain.fleet import Fleet, FleetEvent, News
+from nexusd.domain.lifecycle import Exit, Replica
+from nexusd.ports import Processes
+from nexusd.system.processes import Note, exit_of
+
+log = logging.getLogger("nexusd.keeper")
+
+Message = dict[str, Any]
+STRANGER_STOP_S = 10.0
+
+
+class KeeperNews:
+    def __init__(
+        self,
+        processes: Processes,
+        handle: Callable[[FleetEvent], None],
+        fleet: Callable[[], Fleet],
+        tell: Callable[..., None],
+    ) -> None:
+        self._processes = processes
+        self._handle = handle
+        self._fleet = fleet
+        self._tell = tell
+        self._table: dict[str, Message] = {}
+        self._notes: dict[str, Note] = {}
+        self._early: list[Message] = []
+        self._begun = False
+        self.welcomed = asyncio.Event()
+
+    def hear(self, message: Message) -> None:
+        match message["say"]:
+            case "run":
+                self._table[message["run"]] = message
+            case "note":
+                self._take_note(message["name"], message["text"])
+            case "held" | "refused":
+                pass
+            case "welcome":
+                self._welcome(message)
+            case "lost":
+                self._table.clear()
+                self._tell("keeper.lost", reason=message["why"])
+            case _ if not self._begun:
+                self._early.append(message)
+            case _:
+                self._news(message)
+
+    def begin(self) -> None:
+        """The fleet holds what `restored` told; from now on news go straight to it."""
+        self._begun = True
+        self._reconcile()
+        for message in self._early:
+            self._news(message)
+        self._early.clear()
+
+    def restored(self, module_id: str) -> Note | None:
+        """What a former nexusd left of the module: its generation, digest and replicas."""
+        return self._notes.get(module_id)
+
+    def forgotten(self, known: set[str]) -> list[str]:
+        """Modules that were remembered and are on disk no more."""
+        return [module_id for module_id in self._notes if module_id not in known]
+
+    def _take_note(self, name: str, text: str) -> None:
+        try:
+            self._notes[name] = msgspec.json.decode(text, type=Note)
+        except msgspec.DecodeError as error:  # written by another version: its processes are strangers then
+            log.warning("what was remembered of %s can't be read: %s", name, error)
+
+    def _welcome(self, message: Message) -> None:
+        self.welcomed.set()
+        if self._begun:
+            self._reconcile()
+            self._tell("keeper.connected", reason=f"pid {message['pid']}")
+
+    # The table
+
+    def _reconcile(self) -> None:
+        """Hold what the fleet believes against what the keeper has, run by run."""
+        rows, self._table = self._table, {}
+        for module in tuple(self._fleet().modules.values()):
+            for replica in module.replicas:
+                if replica.run is not None:
+                    for event in _facts(replica, rows.pop(replica.run, None)):
+                        self._handle(News(module.id, replica.key, event))
+                    self._ask_again(replica)
+        for run, row in rows.items():
+            self._dismiss(run, row)
+
+    def _ask_again(self, replica: Replica) -> None:
+        """The wish to end it may have been lost with the former keeper."""
+        match replica.state:
+            case lifecycle.Stopping(run=run, killed=True):
+                self._processes.kill(run)
+            case lifecycle.Stopping(run=run):
+                self._processes.terminate(run, SIGTERM)
+
+    def _dismiss(self, run: str, row: Message) -> None:
+        """A run that no module claims: its module is gone, or it is wanted no more."""
+        if row["ended"] is not None:
+            self._processes.forget(run)
+            return
+        log.warning("%s is claimed by no module: stopped", run)
+        self._processes.terminate(run, SIGTERM)
+        asyncio.get_running_loop().call_later(STRANGER_STOP_S, self._processes.kill, run)
+
+    # News
+
+    def _news(self, message: Message) -> None:
+        place = self._place(message["run"])
+        if place is None:
+            if message["say"] == "exited":
+                self._processes.forget(message["run"])
+            return
+        for event in _events(message):
+            self._handle(News(*place, event))
+
+    def _place(self, run: str) -> tuple[str, tuple[int, int]] | None:
+        key = runs.parse(run)
+        module = self._fleet().modules.get(key.module_id)
+        if module is None or not any(replica.run == run for replica in module.replicas):
+            return None
+        return key.module_id, (key.index, key.generation)
+
+
+def _events(message: Message) -> Iterator[lifecycle.Event]:
+    run = message["run"]
+    match message["say"]:
+        case "spawned":
+            yield lifecycle.Spawned(run, message["entry"]["pid"])
+        case "running":
+            yield lifecycle.Running(run)
+        case "notify":
+            yield from _notified(run, message["notices"])
+        case "exited":
+            yield lifecycle.Exited(run, exit_of(message["status"], message["refusal"]))
+
+
+def _notified(run: str, notices: dict[str, str]) -> Iterator[lifecycle.Event]:
+    """sd_notify(3): the variables that concern a replica's life."""
+    if "STATUS" in notices:
+        yield lifecycle.Said(run, notices["STATUS"])
+    if notices.get("READY") == "1":
+        yield lifecycle.Ready(run)
+    if notices.get("WATCHDOG") == "1":
+        yield lifecycle.Pinged(run)
+
+
+def _facts(replica: Replica, row: Message | None) -> Iterator[lifecycle.Event]:
+    """What must have happened to a run, seen from its row in the table."""
+    run = replica.run
+    assert run is not None
+    if row is None:
+        yield lifecycle.NeverSpawned(run) if replica.pid is None else lifecycle.Exited(run, Exit())
+        return
+    yield lifecycle.Spawned(run, row["entry"]["pid"])
+    if row["running"]:
+        yield lifecycle.Running(run)
+    yield from _notified(run, row["notices"])
+    if row["ended"] is not None:
+        yield lifecycle.Exited(run, exit_of(row["ended"]["status"], row["refusal"]))

@@ -1,0 +1,208 @@
+"""Replicas as processes of the keeper: what a launch consists of, and what the keeper's news mean.
+
+Implements `ports.Processes`. Environment, working folder, limits and sockets of a process are decided here
+from the manifest; forking is the keeper's.
+"""
+
+import os
+import pwd
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from nexusd.domain import runs
+from nexusd.domain.fleet import Module
+from nexusd.domain.lifecycle import Exit, Replica
+from nexusd.domain.manifest import Manifest
+from nexusd.ports import Logs
+from nexusd.system.listening import open_socket, socket_name
+
+# nexusd's own, which mean something else, or nothing, to a module (sd_notify(3), sd_listen_fds(3)).
+OWN_PREFIXES = ("NEXUS_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
+
+
+class Keeper(Protocol):
+    """The keeper's client, as far as launching goes."""
+
+    def spawn(self, key: str, launch: dict[str, Any], listening: Iterable[str] = ()) -> None: ...
+    def signal(self, key: str, number: int, leader_only: bool = False) -> None: ...
+    def kill(self, key: str) -> None: ...
+    def forget(self, key: str) -> None: ...
+    def note(self, name: str, text: str | None) -> None: ...
+    def hold(self, name: str, fd: int) -> None: ...
+    def release(self, name: str) -> None: ...
+    def holds(self, name: str) -> bool: ...
+
+
+class Note(msgspec.Struct, frozen=True):
+    """What the keeper remembers of a module for a later nexusd."""
+
+    generation: int
+    digest: str
+    replicas: tuple[Replica, ...]
+
+
+class ReplicaProcesses:
+    def __init__(self, keeper: Keeper, runtime: str, logs: Logs, host_program: str) -> None:
+        self._keeper = keeper
+        self._runtime = runtime
+        self._logs = logs
+        self._host_program = host_program
+        self._inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)
+        }
+
+    def spawn(self, run: str, replica: Replica, module: Module) -> None:
+        assert module.definition is not None
+        manifest = module.definition.manifest
+        names = self._listening(module.id, manifest)
+        launch = {
+            **self._program(module.folder, manifest),
+            "environment": self._environment(run, replica, module.folder, manifest),
+            "directory": os.path.join(module.folder, manifest.run.directory or ""),
+            "limits": _limits(manifest),
+            "user": manifest.run.user,
+            "group": manifest.run.group,
+            "log": self._log(replica, manifest),
+            "notify_path": self.socket_path(run, "notify"),
+            "control_path": self.socket_path(run, "control"),
+        }
+        if manifest.run.user is not None:
+            launch["uid"] = _user(manifest.run.user).pw_uid
+        self._keeper.spawn(run, launch, names)
+
+    def terminate(self, run: str, signal: int) -> None:
+        self._keeper.signal(run, signal)
+
+    def signal_leader(self, run: str, signal: int) -> None:
+        """Only the replica's first process: what its own children do with a SIGHUP is not ours to say."""
+        self._keeper.signal(run, signal, leader_only=True)
+
+    def kill(self, run: str) -> None:
+        self._keeper.kill(run)
+
+    def forget(self, run: str) -> None:
+        self._keeper.forget(run)
+
+    def remember(self, module_id: str, module: Module | None) -> None:
+        if module is None or module.definition is None or not (module.asked or module.replicas):
+            self._keeper.note(module_id, None)
+            return
+        note = Note(module.generation, module.definition.digest, module.replicas)
+        self._keeper.note(module_id, msgspec.json.encode(note).decode())
+        if not module.wanted and not module.is_active:
+            for entry in module.definition.manifest.run.listen:
+                self._keeper.release(socket_name(module_id, entry))
+
+    def socket_path(self, run: str, kind: str) -> str:
+        """sun_path holds 107 bytes: the token alone names the run."""
+        return os.path.join(self._runtime, "r", f"{runs.parse(run).token}.{kind}")
+
+    def config_path(self, module_id: str) -> str:
+        return os.path.join(self._runtime, "config", f"{module_id.replace('/', '@')}.json")
+
+    def _program(self, folder: str, manifest: Manifest) -> dict[str, Any]:
+        run = manifest.run
+        if run.python is None:
+            assert run.exec is not None  # exactly one of the two (manifest_rules)
+            program, *arguments = run.exec
+            return {"argv": [os.path.join(folder, program) if "/" in program else program, *arguments]}
+        if run.interpreter is not None:
+            return {"argv": [run.interpreter, self._host_program, run.python, folder]}
+        return {"python": run.python, "folder": folder}
+
+    def _environment(self, run: str, replica: Replica, folder: str, manifest: Manifest) -> dict[str, str]:
+        environment = dict(self._inherited)
+        if manifest.run.environment_file is not None:
+            environment |= read_environment(os.path.join(folder, manifest.run.environment_file))
+        environment |= manifest.run.environment
+        environment |= {
+            "NEXUS_MODULE_ID": replica.module_id,
+            "NEXUS_REPLICA": str(replica.index),
+            "NEXUS_GENERATION": str(replica.generation),
+            "NEXUS_RUN": run,
+            "NEXUS_CONFIG": self.config_path(replica.module_id),
+            "NOTIFY_SOCKET": self.socket_path(run, "notify"),
+        }
+        if manifest.health.watchdog is not None:
+            environment["WATCHDOG_USEC"] = str(int(manifest.health.watchdog * 1_000_000))
+        if manifest.run.listen:
+            environment["LISTEN_FDNAMES"] = ":".join(_fd_name(entry) for entry in manifest.run.listen)
+        return environment
+
+    def _log(self, replica: Replica, manifest: Manifest) -> dict[str, Any]:
+        path = self._logs.path(replica.name)
+        return {"path": path, "max_bytes": int(manifest.log.max_size), "files": manifest.log.files}
+
+    def _listening(self, module_id: str, manifest: Manifest) -> list[str]:
+        """Opened once, at the first start; replicas and generations share them."""
+        names = []
+        for entry in manifest.run.listen:
+            name = socket_name(module_id, entry)
+            if not self._keeper.holds(name):
+                self._keeper.hold(name, open_socket(entry))
+            names.append(name)
+        return names
+
+
+def read_environment(path: str) -> dict[str, str]:
+    """NAME=value lines, `#` comments, values in quotes if wanted (systemd.exec(5), EnvironmentFile=)."""
+    environment = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            text = line.strip()
+            if not text or text.startswith(("#", ";")):
+                continue
+            name, equals, value = text.partition("=")
+            if not equals or not name.strip():
+                raise ValueError(f"{path} line {number}: expected NAME=value")
+            environment[name.strip()] = _unquoted(value.strip())
+    return environment
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'"
+    return value[1:-1] if quoted else value
+
+
+def _limits(manifest: Manifest) -> dict[str, int]:
+    """What rlimits can hold: a process's own memory and files. cpu and tasks want a cgroup."""
+    limits = manifest.limits
+    wanted = {"memory": limits.memory, "files": limits.files}
+    return {name: int(value) for name, value in wanted.items() if value is not None}
+
+
+def _user(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+    except KeyError:
+        raise ValueError(f"there is no user {name!r}") from None
+
+
+def _fd_name(entry: str) -> str:
+    name, equals, _ = entry.partition("=")
+    return name if equals and ":" not in name else entry.replace(":", "_")
+
+
+def exit_of(status: int | None, refusal: Mapping[str, Any] | None) -> Exit:
+    """The keeper's wait status (None: nobody of ours could reap it) in the domain's terms."""
+    if refusal is not None:
+        return Exit(cause=_refused(refusal))
+    if status is None:
+        return Exit()
+    if os.WIFSIGNALED(status):
+        return Exit(signal=os.WTERMSIG(status))
+    return Exit(code=os.waitstatus_to_exitcode(status))
+
+
+def _refused(refusal: Mapping[str, Any]) -> str:
+    """Why the module's own code was never reached."""
+    about, reason = refusal["about"], refusal["reason"]
+    if refusal["step"] != "exec" or about is None:
+        return f"cannot be started ({refusal['step']}): {reason}" + (f": {about}" if about else "")
+    if os.path.isdir(about):
+        return f"cannot execute {about}: it is a directory"
+    if refusal["errno"] == 2 and os.path.exists(about):
+        return f"cannot execute {about}: the interpreter in its first line is not there"
+    return f"cannot execute {about}: {reason}"

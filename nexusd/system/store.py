@@ -1,0 +1,150 @@
+"""What survives a reboot, in SQLite: wanted states, replica counts, configured values, the history of events.
+
+Implements `ports.Store`. One thread of its own does the writing, since synchronous=FULL waits for the disk.
+A damaged file is set aside and said to be; never overwritten.
+"""
+
+import asyncio
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from nexusd.domain.errors import NotPossible
+
+KEPT_EVENTS = 10_000
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS wanted (module_id TEXT PRIMARY KEY, started INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS replicas (module_id TEXT PRIMARY KEY, count INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS configured (module_id TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (module_id, key));
+CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, event TEXT NOT NULL);
+PRAGMA user_version = 1;
+"""
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class StoredModule:
+    started: bool | None = None
+    count: int | None = None
+    configured: dict[str, Any] = field(default_factory=dict)
+
+
+class Unusable(Exception):
+    """The state folder can't be used; the text says why and what to do."""
+
+
+class SqliteStore:
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._database: sqlite3.Connection
+        self.set_aside: str | None = None  # where a damaged file went
+
+    def open(self) -> None:
+        """Raises Unusable when there is no such folder, no permission, no space."""
+        try:
+            self._database = _connect(self._path)
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise Unusable(_in_words(self._path, error)) from error
+            self.set_aside = _set_aside(self._path)
+            self._database = _connect(self._path)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+        self._database.close()
+
+    def modules(self) -> dict[str, StoredModule]:
+        found: dict[str, StoredModule] = {}
+        for module_id, started in self._database.execute("SELECT module_id, started FROM wanted"):
+            found.setdefault(module_id, StoredModule()).started = bool(started)
+        for module_id, count in self._database.execute("SELECT module_id, count FROM replicas"):
+            found.setdefault(module_id, StoredModule()).count = count
+        for module_id, key, value in self._database.execute("SELECT module_id, key, value FROM configured"):
+            found.setdefault(module_id, StoredModule()).configured[key] = json.loads(value)
+        return found
+
+    def events(self, most: int) -> list[dict[str, Any]]:
+        """The last events, oldest first."""
+        rows = self._database.execute(
+            "SELECT event FROM events ORDER BY seq DESC LIMIT ?", (most,)
+        ).fetchall()
+        return [json.loads(event) for (event,) in reversed(rows)]
+
+    async def save_wanted(self, wanted: Mapping[str, bool]) -> None:
+        rows = [(module_id, int(started)) for module_id, started in wanted.items()]
+        await self._write("INSERT OR REPLACE INTO wanted VALUES (?, ?)", rows)
+
+    async def save_count(self, module_id: str, count: int) -> None:
+        await self._write("INSERT OR REPLACE INTO replicas VALUES (?, ?)", [(module_id, count)])
+
+    async def save_value(self, module_id: str, key: str, value: Any) -> None:
+        row = (module_id, key, json.dumps(value))
+        await self._write("INSERT OR REPLACE INTO configured VALUES (?, ?, ?)", [row])
+
+    async def append_events(self, events: Iterable[tuple[int, str]]) -> None:
+        rows = list(events)
+        await self._write("INSERT OR REPLACE INTO events VALUES (?, ?)", rows)
+        oldest = rows[-1][0] - KEPT_EVENTS
+        await self._write("DELETE FROM events WHERE seq <= ?", [(oldest,)])
+
+    async def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        def write() -> None:
+            with self._database:  # one transaction, rolled back as a whole
+                self._database.executemany(statement, rows)
+
+        await self._in_thread(write)
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except sqlite3.Error as error:
+            text = _in_words(self._path, error)
+            raise NotPossible(f"not stored: {text}", reason=str(error), hint=f"df -h {self._path}") from error
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    database = sqlite3.connect(path, check_same_thread=False, timeout=5)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(f"file is damaged: {verdict}")
+        database.executescript(_SCHEMA)
+    except BaseException:
+        database.close()
+        raise
+    os.chmod(path, 0o600)  # configured values may be secrets
+    return database
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return code in damaged or (code is None and "damaged" in str(error))
+
+
+def _set_aside(path: str) -> str:
+    """Move the file and its companions out of the way, whole, for somebody to look at."""
+    aside = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in ("", "-wal", "-shm"):
+        if os.path.exists(path + suffix):
+            os.rename(path + suffix, aside + suffix)
+    return aside
+
+
+def _in_words(path: str, error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    reasons = {
+        sqlite3.SQLITE_FULL: "the disk is full",
+        sqlite3.SQLITE_READONLY: "it is read-only",
+        sqlite3.SQLITE_CANTOPEN: "it cannot be opened: is the folder there, and writable?",
+        sqlite3.SQLITE_IOERR: "the disk gave an error, or is full",
+    }
+    return f"{path}: {reasons.get(code, str(error))}"

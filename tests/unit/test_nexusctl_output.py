@@ -1,0 +1,75 @@
+"""How nexusctl's values become text, without a daemon."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from nexusctl.output import Page, clean, columns, page_of, pairs, span
+
+PLAIN = Page(False, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (-3, "0s"),
+        (0.9, "0s"),
+        (61, "1m 1s"),
+        (3600, "1h 0m"),
+        (93784, "1d 2h"),
+        (273845.5, "3d 4h"),
+    ],
+)
+def test_a_span_of_time_shows_its_two_largest_units(seconds: float | None, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_control_characters_of_a_module_do_not_reach_the_terminal() -> None:
+    assert clean("a\x1b[31m\r\nb\tc\udc80é") == "a?[31m? b   c?é"
+
+
+def test_columns_are_aligned_and_nothing_trails() -> None:
+    assert columns([("A", "B"), ("long", ""), ("x", "12")], PLAIN, frozenset({1})) == [
+        "A      B",
+        "long",
+        "x     12",
+    ]
+
+
+def test_only_words_for_states_are_painted() -> None:
+    lines = columns([("A", "STATE"), ("x", "failed"), ("y", "other")], Page(True, 80))
+    assert lines == ["\x1b[2mA  STATE\x1b[0m", "x  \x1b[31mfailed\x1b[0m", "y  other"]
+
+
+def test_a_list_of_values_takes_a_line_each() -> None:
+    assert pairs([("a", "1"), ("config", ["x = 1", "y = 2"])]) == [
+        "  a       1",
+        "  config  x = 1",
+        "          y = 2",
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_pipe_gets_no_colours_and_no_limit() -> None:
+    page = page_of(io.StringIO())
+    assert (page.colour, page.width) == (False, None)
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_without_colours_still_has_its_width(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "97")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert page_of(Terminal()).colour
+    monkeypatch.setenv(name, value)
+    page = page_of(Terminal())
+    assert (page.colour, page.width) == (False, 97)

@@ -1,0 +1,116 @@
+"""The status pages as an operator reads them, line by line."""
+
+from __future__ import annotations
+
+from nexusctl.output import Page
+from nexusctl.status_page import fleet_page, module_page
+from tests.fake_daemon import detail, replica, status, summary
+
+NOW = 1735689600.0 + 93784
+PIPE = Page(False, None)
+
+
+def lines(items: list[dict], page: Page = PIPE, **other: object) -> list[str]:
+    return fleet_page(status(items, **other), items, page, NOW)
+
+
+def test_a_healthy_fleet_is_a_header_and_a_line_each_without_a_reason_column() -> None:
+    assert lines([summary("mesh/echo"), summary("substrate/bus", replicas={"wanted": 2, "ready": 2})]) == [
+        "nexusd 2.0.0, up 3d 4h, 2/2 modules healthy",
+        "",
+        "MODULE         STATE    HEALTH   REPLICAS  UPTIME  RESTARTS",
+        "mesh/echo      started  healthy       1/1  1d 2h          0",
+        "substrate/bus  started  healthy       2/2  1d 2h          0",
+    ]
+
+
+def test_reasons_stand_beside_the_modules_that_have_one() -> None:
+    told = lines([summary("a/b", "failed", reason="exit status 1\n"), summary("c/d")])
+    assert told[2].endswith("RESTARTS  REASON")
+    assert told[3].endswith("0  exit status 1")
+    assert told[4].endswith("0")
+
+
+def test_in_a_narrow_window_the_reason_goes_below_its_module() -> None:
+    told = lines([summary("mesh/echo", "failed", reason="exit status 1")], Page(False, 70))
+    assert told[-1] == "    exit status 1"
+    assert max(map(len, told)) <= 70
+
+
+def test_a_long_id_pushes_out_the_last_columns_rather_than_wrapping() -> None:
+    told = lines([summary("group/" + "long-" * 10, "failed", reason="why " * 40)], Page(False, 80))
+    assert "group/" + "long-" * 10 in told[3]
+    assert max(map(len, told)) <= 80
+
+
+def test_a_daemon_without_modules_says_so_and_what_to_do() -> None:
+    assert lines([])[2:] == ["no modules", "next: nexusctl new GROUP/NAME --into DIR"]
+
+
+def test_three_hundred_modules_are_three_hundred_lines() -> None:
+    assert len(lines([summary(f"g{i}/m{i}") for i in range(300)])) == 303
+
+
+def test_a_lost_keeper_and_the_daemons_warnings_head_the_table() -> None:
+    told = lines([], keeper={"pid": None, "connected": False}, warnings=["port 9090 is taken"])
+    assert told[1:3] == ["warning: the keeper is not connected", "warning: port 9090 is taken"]
+
+
+def test_a_module_in_backoff_shows_why_and_where_to_look() -> None:
+    last = {"code": None, "signal": "SIGSEGV", "description": "killed by SIGSEGV", "at": NOW - 4}
+    one = replica("mesh/echo", state="backoff", ready=False, pid=None, uptime_seconds=None, last_exit=last)
+    told = module_page(
+        detail(
+            "mesh/echo",
+            "backoff",
+            reason="killed by SIGSEGV",
+            requires=["substrate/bus"],
+            config={"interval_ms": 1000, "name": "x"},
+            instances=[{**one, "next_attempt_in_s": 2.04, "restarts": 3}],
+            limits={"enforced_by": "rlimits", "memory": 256 * 2**20},
+        ),
+        PIPE,
+        NOW,
+    )
+    assert told == [
+        "mesh/echo  backoff (started is wanted), unhealthy",
+        "  The module mesh/echo",
+        "",
+        "  reason    killed by SIGSEGV",
+        told[4],
+        "  version   2.0.0, generation 1",
+        "  requires  substrate/bus",
+        "  limits    memory 256 MiB (by rlimits)",
+        "  config    interval_ms = 1000",
+        "            name = x",
+        "  folder    /etc/nexus/modules/mesh/echo",
+        "",
+        "  REPLICA  STATE    PID  UPTIME  RESTARTS  LAST EXIT                  STATUS",
+        "  #0       backoff  -    -              3  killed by SIGSEGV, 4s ago  next attempt in 2.0s",
+        "",
+        "next: nexusctl logs mesh/echo",
+    ]
+    assert told[4].startswith("  since     20") and told[4].endswith("(1d 2h)")
+
+
+def test_an_invalid_module_shows_every_fault_and_names_the_folder_to_check() -> None:
+    folder = "/etc/nexus/modules/a/b"
+    mistyped = {"key": "restart.polcy", "expected": "a key of [restart]", "found": "polcy"}
+    faults = [
+        {"file": f"{folder}/module.toml", **mistyped, "hint": "did you mean policy?"},
+        {"file": "module.toml", "key": "", "expected": "a table", "found": "nothing", "hint": None},
+    ]
+    told = module_page(detail("a/b", "invalid", faults=faults), PIPE, NOW)
+    assert told[0] == "a/b  invalid, unhealthy"
+    assert told[-4:] == [
+        "    module.toml: restart.polcy: expected a key of [restart], found polcy; did you mean policy?",
+        "    module.toml: expected a table, found nothing",
+        "",
+        "next: nexusctl check /etc/nexus/modules, and nexusctl reload once it is correct",
+    ]
+
+
+def test_a_stopped_module_is_offered_a_start_and_a_healthy_one_nothing() -> None:
+    assert module_page(detail("a/b", "stopped"), PIPE, NOW)[-1] == "next: nexusctl start a/b"
+    assert not module_page(detail("a/b"), PIPE, NOW)[-1].startswith("next:")
+    assert module_page(detail("a/b", pending_reload=True), PIPE, NOW)[-1] == "next: nexusctl reload a/b"

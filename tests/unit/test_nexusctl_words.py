@@ -1,0 +1,191 @@
+"""What nexusctl makes of words: plain statuses, patterns, values, exit statuses, complaints, progress."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nexusctl.__main__ import plain_status
+from nexusctl.client import PermissionDenied, RpcError, error_of
+from nexusctl.commands.config import as_value
+from nexusctl.complaint import lines
+from nexusctl.exits import FROM_GOOD_TO_BAD, MEANINGS, exit_status, worst
+from nexusctl.output import Page
+from nexusctl.progress import Board
+from nexusctl.selection import matching, nearest
+from nexusctl.unreachable import Unreachable
+
+KNOWN = ["mesh/echo", "mesh/router", "vitals/heartbeat-client"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plain"),
+    [
+        (["status"], ({}, [])),
+        (["status", "-o", "json"], ({"output": "json"}, [])),
+        (["--socket", "/s", "status", "a/b", "c/*"], ({"socket": "/s"}, ["a/b", "c/*"])),
+        (["-o", "json", "status", "-o", "name"], ({"output": "name"}, [])),
+        (["status", "-o", "yaml"], None),
+        (["status", "-o"], None),
+        (["status", "--socket", ""], None),
+        (["status", "--help"], None),
+        (["status", "--timeout", "1"], None),
+        (["status", ""], None),
+        (["start", "status"], None),
+        ([], None),
+    ],
+)
+def test_only_a_plain_status_goes_without_click(arguments: list[str], plain: object) -> None:
+    assert plain_status(arguments) == plain
+
+
+def test_completion_is_never_answered_by_the_plain_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_NEXUSCTL_COMPLETE", "bash_complete")
+    assert plain_status(["status"]) is None
+
+
+def test_patterns_pick_from_the_known_ids_and_each_is_meant_once() -> None:
+    assert matching(["mesh/*", "mesh/echo", "no/such"], KNOWN) == ["mesh/echo", "mesh/router", "no/such"]
+
+
+def test_a_pattern_without_a_match_names_the_near_one() -> None:
+    with pytest.raises(RpcError, match=r"no module matches meh/\*; did you mean mesh/echo\?") as raised:
+        matching(["mesh/*", "meh/*"], KNOWN)
+    assert exit_status(raised.value) == 4
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("mesh/ecko", "mesh/echo"),
+        ("heartbeat", "vitals/heartbeat-client"),
+        ("router", "mesh/router"),
+        ("zzzzz", None),
+    ],
+)
+def test_the_nearest_id_is_found_without_its_group_too(word: str, near: str | None) -> None:
+    assert nearest(word, KNOWN) == near
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5000", 5000),
+        ("true", True),
+        ('"5000"', "5000"),
+        ("[1,2]", [1, 2]),
+        ("10s", "10s"),
+        ("NaN", "NaN"),
+        ("", ""),
+    ],
+)
+def test_a_value_is_json_where_it_reads_as_json(text: str, value: object) -> None:
+    assert as_value(text) == value
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (-32001, 77),
+        (-32002, 4),
+        (-32003, 1),
+        (-32004, 1),
+        (-32005, 75),
+        (-32006, 1),
+        (-32007, 1),
+        (-32008, 1),
+        (-32009, 69),
+        (-32601, 1),
+        (-32603, 1),
+    ],
+)
+def test_each_code_of_the_daemon_has_its_exit_status(code: int, status: int) -> None:
+    assert exit_status(RpcError(code, "x")) == status
+
+
+@pytest.mark.parametrize(
+    ("cause", "status"),
+    [("no daemon", 69), ("not our protocol", 69), ("no permission", 77), ("timed out", 75)],
+)
+def test_each_way_of_not_reaching_the_daemon_has_its_exit_status(cause: str, status: int) -> None:
+    assert exit_status(Unreachable(cause, "x", "/s")) == status
+
+
+def test_the_worst_of_several_outcomes_is_the_one_to_hear_about_first() -> None:
+    assert worst([0, 3, 4]) == 4
+    assert worst([75, 1, 0]) == 1
+    assert worst([]) == 0
+    assert set(FROM_GOOD_TO_BAD) < set(MEANINGS)
+
+
+def test_a_refusal_for_want_of_permission_is_a_permission_error_too() -> None:
+    error = error_of(
+        {"error": {"code": -32001, "message": "not allowed", "data": {"kind": "permission_denied"}}}
+    )
+    assert isinstance(error, PermissionError) and isinstance(error, PermissionDenied)
+    assert (str(error), error.kind) == ("not allowed", "permission_denied")
+
+
+def test_an_error_without_shape_is_still_an_error() -> None:
+    assert str(error_of({"error": "boom"})) == "an error without shape: 'boom'"
+
+
+def complaint(code: int, message: str, **data: Any) -> list[str]:
+    return lines(RpcError(code, message, data), "start", "mesh/echo")
+
+
+def test_a_failed_dependency_reads_as_a_sentence_about_the_module() -> None:
+    told = complaint(-32006, "substrate/bus has failed", kind="dependency_failed", module_id="mesh/echo")
+    assert told == ["cannot start mesh/echo: substrate/bus has failed", "next: nexusctl status mesh/echo"]
+
+
+def test_a_sentence_that_names_the_module_is_not_said_twice() -> None:
+    told = complaint(-32006, "cannot start mesh/echo: substrate/bus has failed", kind="dependency_failed")
+    assert told[0] == "cannot start mesh/echo: substrate/bus has failed"
+
+
+def test_a_failed_start_shows_the_exit_the_last_lines_and_what_to_try() -> None:
+    ended = {"code": None, "signal": "SIGSEGV", "description": "killed by SIGSEGV"}
+    about = {"kind": "start_failed", "module_id": "mesh/echo", "replica": "mesh/echo#0"}
+    assert complaint(-32008, "it did not get ready", exit=ended, log=["one", "two\x07"], **about) == [
+        "cannot start mesh/echo: it did not get ready",
+        "  mesh/echo#0 ended: killed by SIGSEGV",
+        "  last lines of mesh/echo#0:",
+        "    | one",
+        "    | two?",
+        "next: nexusctl logs mesh/echo",
+    ]
+
+
+def test_a_refused_stop_offers_the_cascade_unless_the_daemon_has_a_better_hint() -> None:
+    data = {"kind": "not_possible", "module_id": "substrate/bus", "required_by": ["mesh/echo"]}
+    assert complaint(-32003, "substrate/bus is required", **data)[1:] == [
+        "  required by mesh/echo",
+        "next: nexusctl stop --cascade substrate/bus",
+    ]
+    assert complaint(-32003, "substrate/bus is required", **data, hint="ask Ada")[-1] == "next: ask Ada"
+
+
+def event(kind: str, to: str, replica: str | None = None, reason: str | None = None) -> dict[str, Any]:
+    return {"kind": kind, "module_id": "a/b", "replica": replica, "to": to, "reason": reason}
+
+
+def test_the_progress_of_a_module_shows_its_replicas_as_the_events_tell() -> None:
+    board = Board(["a/b", "c/d"])
+    board.take(event("replica.state", "starting", "a/b#1"))
+    board.take(event("replica.state", "started", "a/b#0"))
+    board.take(event("module.state", "starting", reason="waits for x/y"))
+    page = Page(False, 80)
+    assert board.lines(page, 10, 2.5) == [
+        "a/b  starting  2s  #0 started  #1 starting  waits for x/y",
+        "c/d  waiting  2s",
+    ]
+    board.done("c/d")
+    assert len(board.lines(page, 10, 2.5)) == 1
+
+
+def test_the_progress_of_many_modules_fits_the_window() -> None:
+    told = Board([f"group/{'m' * 90}{i}" for i in range(50)]).lines(Page(False, 40), 5, 0)
+    assert told[-1] == "and 46 more"
+    assert len(told) == 5 and max(map(len, told)) < 40
