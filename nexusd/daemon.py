@@ -78,14 +78,14 @@ class UniversalDaemon:
         config = self.config
         logs = LogFolder(config.logs)
         self._events = EventLog(self._store.append_events, self._store.events(2000))
-        self._processes = ReplicaProcesses(self._keeper, config.runtime, logs, host.__file__)
+        self._configs = ConfigFiles(config.runtime)
+        self._processes = ReplicaProcesses(self._keeper, config.runtime, logs, self._configs, host.__file__)
         self._clock = LoopClock(lambda: self.supervisor.expire_deadlines())
         self.supervisor = Supervisor(self._processes, self._clock, self._gave_up)
         self.supervisor.observers.append(self._events.observe)
         self._news = KeeperNews(
             self._processes, self.supervisor.handle, lambda: self.supervisor.fleet, self._events.add
         )
-        self._configs = ConfigFiles(self._processes.config_path)
         self._operations = Operations(
             self.supervisor,
             self._store,
@@ -194,12 +194,12 @@ class UniversalDaemon:
                 wanted=self._wish(found.id, definition),
                 asked=True,
                 generation=note.generation,
+                since=note.since,
                 replicas=note.replicas,
                 pending=definition if note.digest != definition.digest else None,
             )
         elif stored.started is False:
             module = replace(module, asked=True)
-        self._configs.write(module)
         self.supervisor.handle(Put(found.id, module))
 
     async def reload(self) -> dict[str, list[str]]:

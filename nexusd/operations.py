@@ -138,10 +138,10 @@ class Operations:
         definition = await self._definition_on_disk(module)
         changed = definition.digest != module.definition.digest
         former = _runs(module)
-        self._configs.write(replace(module, definition=definition))
-        self._supervisor.handle(Renewal(module_id, definition))
+        self._supervisor.handle(Renewal(module_id, definition, beside=chosen == "graceful"))
         await self._wait(module_id, patience, self._is_renewed(former))
         reloaded = self.module(module_id)
+        self._configs.tidy(reloaded)
         self._tell("module.reloaded", module_id, reason=chosen)
         return {
             "module_id": module_id,
@@ -223,8 +223,9 @@ class Operations:
     def _put_value(self, module_id: str, name: str, value: Any) -> None:
         module = self.module(module_id)
         module = replace(module, configured={**module.configured, name: value})
-        self._configs.write(module)
         self._supervisor.handle(Put(module_id, module))
+        if module.definition is not None:
+            self._configs.write(module, module.definition, module.generation)
 
     async def _apply(self, module: Module, key: ConfigKey, told: bool) -> str:
         if not self.module(module.id).is_active:
@@ -295,11 +296,27 @@ class Operations:
 
     def _is_renewed(self, former: frozenset[str]) -> Callable[[Module], bool]:
         def is_renewed(module: Module) -> bool:
+            if module.refused is not None:
+                raise self._upgrade_refused(module, module.refused)
             if any(replica.run in former for replica in module.replicas):
                 return False
             return self._is_started(module)
 
         return is_renewed
+
+    def _upgrade_refused(self, module: Module, successor: Replica) -> StartFailed:
+        exit = successor.history.last_exit
+        blocked = successor.state.obstacle if isinstance(successor.state, lifecycle.Waiting) else None
+        reason = successor.reason or blocked or (exit.description if exit else "it did not get ready")
+        return StartFailed(
+            f"{module.id} was not reloaded: the new generation failed ({reason}); the old one goes on",
+            module_id=module.id,
+            reason=successor.status_text or reason,
+            hint=f"nexusctl logs {module.id}",
+            replica=successor.name,
+            exit=exit_shown(exit),
+            log=self._logs.tail(successor.name, LOG_LINES),
+        )
 
     def _failure(self, module: Module, replica: Replica) -> NexusError | None:
         """Why this replica did not start, when it did not; one that is tried again has failed the once."""

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from nexusd.domain.fleet import Fleet, Module
 from nexusd.domain.lifecycle import Replica
+from nexusd.domain.manifest import Definition
 
 Observer = Callable[[Fleet, Fleet, frozenset[str]], None]  # before, after, ids of modules that were touched
 
@@ -84,8 +85,13 @@ class EventSource(Protocol):
 
 
 class Configs(Protocol):
-    def write(self, module: Module) -> None:
-        """Put the effective configuration where the module's processes read it. Raises OSError."""
+    def write(self, module: Module, definition: Definition, generation: int) -> None:
+        """Put the effective configuration where that generation's processes read it. Raises OSError."""
+
+    def path(self, module_id: str, generation: int) -> str: ...
+
+    def tidy(self, module: Module) -> None:
+        """Remove what belongs to generations that are no more."""
 
 
 class Daemon(Protocol):

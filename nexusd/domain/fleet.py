@@ -30,6 +30,13 @@ class ModuleState(StrEnum):
     INVALID = "invalid"
 
 
+class Upgrade(Struct, frozen=True):
+    """A new generation that is started beside the old one, and takes over when all of it is ready."""
+
+    definition: Definition
+    generation: int
+
+
 class Module(Struct, frozen=True):
     """A folder with a manifest, what is wanted of it, and its replicas of every generation that still runs."""
 
@@ -44,6 +51,8 @@ class Module(Struct, frozen=True):
     replicas: tuple[Replica, ...] = ()
     configured: dict[str, Any] = {}
     pending: Definition | None = None  # on disk, in force after the next reload
+    upgrade: Upgrade | None = None  # under way
+    refused: Replica | None = None  # whose failure ended the last upgrade
     faults: tuple[Fault, ...] = ()
     gone: bool = False  # its folder is no longer there
 
@@ -55,6 +64,19 @@ class Module(Struct, frozen=True):
     @property
     def ready(self) -> int:
         return sum(isinstance(replica.state, lifecycle.Started) for replica in self.current)
+
+    @property
+    def successors(self) -> tuple[Replica, ...]:
+        """The replicas of the upgrade that is under way."""
+        generation = self.upgrade.generation if self.upgrade else None
+        return tuple(r for r in self.replicas if r.generation == generation)
+
+    def definition_of(self, replica: Replica) -> Definition:
+        """What the replica is an instance of, as far as it is still known."""
+        if self.upgrade is not None and replica.generation == self.upgrade.generation:
+            return self.upgrade.definition
+        assert self.definition is not None  # an invalid module has no replicas
+        return self.definition
 
     @property
     def is_active(self) -> bool:
@@ -69,7 +91,14 @@ class Module(Struct, frozen=True):
     def state(self) -> ModuleState:
         if self.definition is None:
             return ModuleState.INVALID
-        return _state_when_wanted(self.current) if self.wanted else self._state_when_unwanted()
+        return self._state_when_wanted() if self.wanted else self._state_when_unwanted()
+
+    def _state_when_wanted(self) -> ModuleState:
+        kinds = {_kind(replica) for replica in self.current}
+        if len(self.current) < self.count:
+            kinds.add(ModuleState.STARTING)
+        # Scaled to none, all that is wanted runs.
+        return next((kind for kind in _WORST_FIRST if kind in kinds), ModuleState.STARTED)
 
     def _state_when_unwanted(self) -> ModuleState:
         if self.is_active:
@@ -88,14 +117,6 @@ class Module(Struct, frozen=True):
         if self.gone:
             return "its folder is gone; what runs goes on until it is stopped"
         return "its manifest on disk has faults; the last good one is in force" if self.faults else None
-
-
-def _state_when_wanted(replicas: tuple[Replica, ...]) -> ModuleState:
-    kinds = {_kind(replica) for replica in replicas}
-    for kind in _WORST_FIRST:
-        if kind in kinds:
-            return kind
-    return ModuleState.STARTED  # scaled to none: all that is wanted runs
 
 
 _WORST_FIRST = (
@@ -155,10 +176,14 @@ class Want(Struct, frozen=True):
 
 
 class Renewal(Struct, frozen=True):
-    """Every replica is stopped and started again; with a definition, as a new generation."""
+    """Every replica is stopped and started again; with a definition, as a new generation.
+
+    Beside: the new generation is started first, and the old one stopped when all of the new one is ready.
+    """
 
     module_id: str
     definition: Definition | None = None
+    beside: bool = False
 
 
 class Scale(Struct, frozen=True):
@@ -222,8 +247,12 @@ class _Turn:
                 self._put(module_id, module)
             case Want(module_ids, started):
                 self._want(module_ids, started)
-            case Renewal(module_id, definition):
-                self._renew(self.modules[module_id], definition)
+            case Renewal(module_id, None):
+                self._renew(self.modules[module_id])
+            case Renewal(module_id, Definition() as definition, True) if self.modules[module_id].ready:
+                self._begin_upgrade(self.modules[module_id], definition)
+            case Renewal(module_id, Definition() as definition):
+                self._replace(self.modules[module_id], definition)
             case Scale(module_id, count):
                 self._store(replace(self.modules[module_id], count=count))
             case News(module_id, key, news):
@@ -234,6 +263,7 @@ class _Turn:
         while self._queue:
             module_id = self._queue.pop()
             if module_id in self.modules and self.modules[module_id].definition is not None:
+                self._judge_upgrade(module_id)
                 self._fill(module_id)
                 self._stop_in_order(module_id)
                 self._admit(module_id)
@@ -257,33 +287,56 @@ class _Turn:
             for replica in module.current:
                 self._move(module.id, replica.key, lifecycle.Start())
 
-    def _renew(self, module: Module, definition: Definition | None) -> None:
-        module = replace(module, wanted=True, asked=True)
-        if definition is not None:
-            module = replace(module, definition=definition, pending=None, generation=module.generation + 1)
-            self._put(module.id, module)
-            for replica in module.replicas:
-                self._move(module.id, replica.key, lifecycle.Stop())
-            return
-        self._store(module)
+    def _renew(self, module: Module) -> None:
+        self._store(replace(module, wanted=True, asked=True, upgrade=None, refused=None))
         for replica in module.current:
             self._move(module.id, replica.key, lifecycle.Renew())
 
+    def _replace(self, module: Module, definition: Definition) -> None:
+        """The new generation is in force at once; `_fill` stops the old one and makes the new one."""
+        generation = _next_generation(module)
+        fresh = replace(module, definition=definition, generation=generation, since=self._moment.now)
+        self._put(
+            module.id, replace(fresh, wanted=True, asked=True, pending=None, upgrade=None, refused=None)
+        )
+
+    def _begin_upgrade(self, module: Module, definition: Definition) -> None:
+        upgrade = Upgrade(definition, _next_generation(module))
+        self._store(replace(module, upgrade=upgrade, refused=None))
+
     # Rules
 
+    def _judge_upgrade(self, module_id: str) -> None:
+        """All successors are ready: they take over. One has failed: they go, and the old ones stay."""
+        module = self.modules[module_id]
+        if module.upgrade is None:
+            return
+        if not module.wanted:
+            self._store(replace(module, upgrade=None))
+            return
+        failed = next((replica for replica in module.successors if _has_failed(replica)), None)
+        if failed is not None:
+            self._store(replace(module, upgrade=None, refused=failed))
+        elif len(module.successors) >= module.count and all(map(_is_ready, module.successors)):
+            definition, generation = module.upgrade.definition, module.upgrade.generation
+            self._put(
+                module_id,
+                replace(module, definition=definition, generation=generation, pending=None, upgrade=None),
+            )
+
     def _fill(self, module_id: str) -> None:
-        """Every wanted index has a replica of this generation; what is beyond the wanted number is stopped."""
+        """Every wanted index has a replica of each generation in force; what is beyond is stopped."""
         module = self.modules[module_id]
         if not module.wanted:
             return
-        there = {replica.index for replica in module.current}
-        for index in range(module.count):
-            if index not in there:
-                fresh = Replica(module_id, index, module.generation, self._moment.now)
-                self._store(_with(self.modules[module_id], fresh))
-                self._move(module_id, fresh.key, lifecycle.Start())
+        generations = {module.generation} | ({module.upgrade.generation} if module.upgrade else set())
+        wanted = {(index, generation) for generation in generations for index in range(module.count)}
+        for key in sorted(wanted - {replica.key for replica in module.replicas}):
+            fresh = Replica(module_id, key[0], key[1], self._moment.now)
+            self._store(_with(self.modules[module_id], fresh))
+            self._move(module_id, key, lifecycle.Start())
         for replica in module.replicas:
-            if replica.index >= module.count and replica.wanted:
+            if replica.key not in wanted and replica.wanted:
                 self._move(module_id, replica.key, lifecycle.Stop())
 
     def _stop_in_order(self, module_id: str) -> None:
@@ -314,17 +367,15 @@ class _Turn:
     def _tidy(self, module_id: str) -> None:
         """Replicas that have ended and are beyond the wanted number or generation are forgotten."""
         module = self.modules[module_id]
-        kept = tuple(
-            replica
-            for replica in module.replicas
-            if replica.run is not None
-            or (replica.generation == module.generation and replica.index < module.count)
-        )
+        in_force = (*module.current, *module.successors)
+        kept = tuple(replica for replica in module.replicas if replica.run is not None or replica in in_force)
         if len(kept) != len(module.replicas):
             self._store(replace(module, replicas=kept))
 
     def _obstacle(self, module: Module, replica: Replica) -> lifecycle.Hold | None:
-        if any(r.index == replica.index and r.run is not None for r in module.replicas if r != replica):
+        beside = module.upgrade is not None and replica.generation == module.upgrade.generation
+        others = (r for r in module.replicas if r.index == replica.index and r.key != replica.key)
+        if not beside and any(other.run is not None for other in others):
             return lifecycle.Hold("waits for the former generation to end", False)
         for required in module.requires:
             if (held := _requirement(required, self.modules.get(required))) is not None:
@@ -342,12 +393,13 @@ class _Turn:
         before = next((replica for replica in module.replicas if replica.key == key), None)
         if before is None or module.definition is None:
             return
-        policy = lifecycle.policy_of(module.definition.manifest)
+        policy = lifecycle.policy_of(module.definition_of(before).manifest)
         after, actions = lifecycle.step(before, event, policy, self._moment)
         self.actions.extend(Order(after, action) for action in actions)
         if after is not before:
             self._store(_with(module, after))
-        if isinstance(after.state, lifecycle.Failed) and not isinstance(before.state, lifecycle.Failed):
+        gave_up = isinstance(after.state, lifecycle.Failed) and not isinstance(before.state, lifecycle.Failed)
+        if gave_up and after in self.modules[module_id].current:
             self.actions.append(GiveUp(module_id))
 
     def _store(self, module: Module) -> None:
@@ -361,6 +413,21 @@ class _Turn:
         self.touched.add(module_id)
         self._queue.append(module_id)
         self._queue.extend(self.graph.neighbours(module_id))
+
+
+def _next_generation(module: Module) -> int:
+    """Never one that a replica still has, such as that of an upgrade which was called off."""
+    return 1 + max([module.generation, *(replica.generation for replica in module.replicas)])
+
+
+def _has_failed(replica: Replica) -> bool:
+    """Whether it did not get ready at its first try, or was and is no more, or never can be."""
+    blocked = isinstance(replica.state, lifecycle.Waiting) and replica.state.lasting
+    return blocked or replica.history.last_exit is not None
+
+
+def _is_ready(replica: Replica) -> bool:
+    return isinstance(replica.state, lifecycle.Started)
 
 
 def _with(module: Module, replica: Replica) -> Module:

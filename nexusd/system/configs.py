@@ -6,21 +6,27 @@ Implements `ports.Configs`. The file is the module's user's alone: values may be
 import json
 import os
 import pwd
-from collections.abc import Callable
+from glob import escape, glob
 
 from nexusd.domain.fleet import Module
+from nexusd.domain.manifest import Definition
 from nexusd.domain.settings import effective
 
 
 class ConfigFiles:
-    def __init__(self, path_of: Callable[[str], str]) -> None:
-        self._path_of = path_of
+    def __init__(self, runtime: str) -> None:
+        self._folder = os.path.join(runtime, "config")
 
-    def write(self, module: Module) -> None:
+    def path(self, module_id: str, generation: int) -> str:
+        return f"{self._stem(module_id)}.{generation}.json"
+
+    def _stem(self, module_id: str) -> str:
+        return os.path.join(self._folder, module_id.replace("/", "@"))
+
+    def write(self, module: Module, definition: Definition, generation: int) -> None:
         """Replaced as a whole: a module that starts meanwhile reads the old or the new. Raises OSError."""
-        assert module.definition is not None
-        manifest = module.definition.manifest
-        path = self._path_of(module.id)
+        manifest = definition.manifest
+        path = self.path(module.id, generation)
         fresh = f"{path}.new"
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
@@ -28,6 +34,13 @@ class ConfigFiles:
             if manifest.run.user is not None:
                 os.fchown(descriptor, _uid(manifest.run.user), -1)
         os.replace(fresh, path)
+
+    def tidy(self, module: Module) -> None:
+        """Remove the files of generations that are no more."""
+        kept = {self.path(module.id, module.generation)}
+        kept |= {self.path(module.id, replica.generation) for replica in module.replicas}
+        for path in set(glob(escape(self._stem(module.id)) + ".[0-9]*.json")) - kept:
+            os.unlink(path)
 
 
 def _uid(user: str) -> int:

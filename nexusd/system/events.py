@@ -98,7 +98,9 @@ def _changes(before: Module | None, after: Module | None) -> Iterator[Event]:
 
 
 def _replica_changes(before: Replica | None, after: Replica) -> Iterator[Event]:
-    if before is not None and type(before.state) is type(after.state):
+    """A run that ended and was followed by another within one turn is a change, too."""
+    same_state = before is not None and type(before.state) is type(after.state)
+    if before is not None and same_state and (before.run == after.run or after.run is None):
         return
     yield {
         "kind": "replica.state",
@@ -113,7 +115,8 @@ def _replica_changes(before: Replica | None, after: Replica) -> Iterator[Event]:
 
 def _log(event: Event) -> None:
     level = logging.WARNING if event["to"] in ("failed", "backoff", "stuck") else logging.INFO
-    if event["kind"] == "replica.state" and event["to"] in ("waiting", "starting", "stopping"):
+    passing = event["to"] in ("waiting", "starting", "stopping") and event["reason"] is None
+    if event["kind"] == "replica.state" and passing:
         level = logging.DEBUG
     where = event["replica"] or event["module_id"] or "nexusd"
     way = f" {event['from']} → {event['to']}" if event["to"] and event["from"] else f" {event['to'] or ''}"

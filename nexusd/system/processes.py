@@ -15,7 +15,7 @@ from nexusd.domain import runs
 from nexusd.domain.fleet import Module
 from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Manifest
-from nexusd.ports import Logs
+from nexusd.ports import Configs, Logs
 from nexusd.system.listening import open_socket, socket_name
 
 # nexusd's own, which mean something else, or nothing, to a module (sd_notify(3), sd_listen_fds(3)).
@@ -33,6 +33,7 @@ class Keeper(Protocol):
     def hold(self, name: str, fd: int) -> None: ...
     def release(self, name: str) -> None: ...
     def holds(self, name: str) -> bool: ...
+    def held_names(self) -> list[str]: ...
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -40,22 +41,25 @@ class Note(msgspec.Struct, frozen=True):
 
     generation: int
     digest: str
+    since: float
     replicas: tuple[Replica, ...]
 
 
 class ReplicaProcesses:
-    def __init__(self, keeper: Keeper, runtime: str, logs: Logs, host_program: str) -> None:
+    def __init__(self, keeper: Keeper, runtime: str, logs: Logs, configs: Configs, host_program: str) -> None:
         self._keeper = keeper
         self._runtime = runtime
         self._logs = logs
+        self._configs = configs
         self._host_program = host_program
         self._inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)
         }
 
     def spawn(self, run: str, replica: Replica, module: Module) -> None:
-        assert module.definition is not None
-        manifest = module.definition.manifest
+        definition = module.definition_of(replica)
+        manifest = definition.manifest
+        self._configs.write(module, definition, replica.generation)
         names = self._listening(module.id, manifest)
         launch = {
             **self._program(module.folder, manifest),
@@ -89,18 +93,23 @@ class ReplicaProcesses:
         if module is None or module.definition is None or not (module.asked or module.replicas):
             self._keeper.note(module_id, None)
             return
-        note = Note(module.generation, module.definition.digest, module.replicas)
+        note = Note(module.generation, module.definition.digest, module.since, module.replicas)
         self._keeper.note(module_id, msgspec.json.encode(note).decode())
-        if not module.wanted and not module.is_active:
-            for entry in module.definition.manifest.run.listen:
-                self._keeper.release(socket_name(module_id, entry))
+        if module.upgrade is None:
+            self._release_unused(module)
+
+    def _release_unused(self, module: Module) -> None:
+        """Listening sockets stay open while the module is wanted, whether or not a replica runs just now."""
+        in_use = module.wanted or module.is_active
+        entries = module.definition.manifest.run.listen if module.definition and in_use else ()
+        needed = {socket_name(module.id, entry) for entry in entries}
+        for name in self._keeper.held_names():
+            if name.startswith(socket_name(module.id, "")) and name not in needed:
+                self._keeper.release(name)
 
     def socket_path(self, run: str, kind: str) -> str:
         """sun_path holds 107 bytes: the token alone names the run."""
         return os.path.join(self._runtime, "r", f"{runs.parse(run).token}.{kind}")
-
-    def config_path(self, module_id: str) -> str:
-        return os.path.join(self._runtime, "config", f"{module_id.replace('/', '@')}.json")
 
     def _program(self, folder: str, manifest: Manifest) -> dict[str, Any]:
         run = manifest.run
@@ -122,7 +131,7 @@ class ReplicaProcesses:
             "NEXUS_REPLICA": str(replica.index),
             "NEXUS_GENERATION": str(replica.generation),
             "NEXUS_RUN": run,
-            "NEXUS_CONFIG": self.config_path(replica.module_id),
+            "NEXUS_CONFIG": self._configs.path(replica.module_id, replica.generation),
             "NOTIFY_SOCKET": self.socket_path(run, "notify"),
         }
         if manifest.health.watchdog is not None:
