@@ -1,6 +1,6 @@
 """The same client over asyncio: one reader hands each answer and each notification to who waits for it.
 
-Messages, errors and their causes are client.py's; this file decides only who waits for what.
+Messages and errors are wire.py's; this file decides only who waits for what.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from nexusctl.client import LINE_LIMIT, READ_TIMEOUT_S, RpcError, decode_message, encode_request, error_of
 from nexusctl.unreachable import (
     NOT_OUR_PROTOCOL,
     Unreachable,
@@ -22,9 +21,17 @@ from nexusctl.unreachable import (
     unanswered,
     unreachable,
 )
+from nexusctl.wire import (
+    LINE_LIMIT,
+    READ_TIMEOUT_S,
+    RpcError,
+    decode_message,
+    encode_request,
+    error_of,
+)
 
 if TYPE_CHECKING:
-    from nexusctl.client import Params, Request
+    from nexusctl.wire import Params, Request
 
 Outcome = Any | RpcError
 End = Unreachable | RpcError

@@ -10,21 +10,21 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path
-
-from msgspec.structs import replace
+from typing import Any
 
 from nexusd import __version__
+from nexusd.catalogue import Catalogue
 from nexusd.config import Config, InvalidConfig, Options, read_config
-from nexusd.domain.access import SecurityContext, authority, permits
+from nexusd.domain.access import SecurityContext, authority
 from nexusd.domain.errors import NotPossible, ShuttingDown
-from nexusd.domain.fleet import Fleet, Module, Put, Want, graph_of
-from nexusd.domain.graph import cycles
-from nexusd.domain.manifest import Definition, Fault
+from nexusd.domain.fleet import Fleet, Module, Want
 from nexusd.keeper import host
 from nexusd.keeper.client import KeeperClient
+from nexusd.keeper.proctable import become_subreaper
 from nexusd.operations import Operations
+from nexusd.rpc.call import Call, Method
 from nexusd.rpc.connection import Limits
 from nexusd.rpc.dispatch import Dispatcher
 from nexusd.rpc.methods import Api, Identity
@@ -36,9 +36,8 @@ from nexusd.system.control import ControlSockets
 from nexusd.system.events import EventLog
 from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.logs import LogFolder
-from nexusd.system.manifests import Found, discover, missing_paths, read_module
 from nexusd.system.processes import ReplicaProcesses
-from nexusd.system.store import SqliteStore, StoredModule
+from nexusd.system.store import SqliteStore
 
 log = logging.getLogger("nexusd")
 
@@ -56,13 +55,13 @@ class UniversalDaemon:
         self._started_at = time.monotonic()
         self._leaving = asyncio.Event()
         self._warnings: list[str] = []
-        self._stored: dict[str, StoredModule] = {}
 
     # Coming up
 
     async def initialize(self) -> None:
         """Folders, lock, store and keeper. Raises NotPossible, store.Unusable, OSError."""
         config = self.config
+        become_subreaper()  # replicas whose keeper dies become ours, with their exit statuses
         _make_folders(config)
         self._lock = _lock(os.path.join(config.runtime, "nexusd.lock"))
         self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
@@ -71,7 +70,6 @@ class UniversalDaemon:
         self._store.open()
         if self._store.set_aside:
             self._warn(f"the database was damaged and is set aside: {self._store.set_aside}")
-        self._stored = self._store.modules()
         self._build()
 
     def _build(self) -> None:
@@ -86,19 +84,31 @@ class UniversalDaemon:
         self._news = KeeperNews(
             self._processes, self.supervisor.handle, lambda: self.supervisor.fleet, self._events.add
         )
+        self._catalogue = Catalogue(
+            config.modules,
+            self.supervisor,
+            self.security_context,
+            self._store.modules,
+            self._news.restored,
+            self._warn,
+        )
         self._operations = Operations(
             self.supervisor,
             self._store,
             ControlSockets(self._processes.socket_path),
             logs,
             self._configs,
-            self._reread,
+            self._catalogue.reread,
             self._processes.signal_leader,
             self._events.add,
         )
         self._grant(config)
         api = Api(self.supervisor, self._operations, self, self._identity(), logs, self._events)
-        dispatcher = Dispatcher(api.methods, authorise=lambda caller, wish: self._allow(caller, wish))
+        dispatcher = Dispatcher(
+            api.methods,
+            authorise=lambda caller, wish: self._allow(caller, wish),
+            observer=_ClosingTime(self._leaving),
+        )
         self._server = RpcServer(dispatcher, _limits(config), group=config.api.group)
 
     def _grant(self, config: Config) -> None:
@@ -121,27 +131,28 @@ class UniversalDaemon:
     async def discover_and_load_modules(self, paths: Iterable[str | Path] | None = None) -> None:
         """Find the modules and put them into the fleet; what a former nexusd left running is adopted."""
         if paths is not None:
-            self.config = _with_modules(self.config, paths)
-        found = await self._discover()
+            self._catalogue.paths = tuple(os.path.abspath(path) for path in paths)
+        found = await self._catalogue.discover()
         if any(one.definition and one.definition.manifest.run.python for one in found):
             self._keeper.warm()
-        async with asyncio.timeout(WELCOME_S):
-            await self._news.welcomed.wait()
-        for one in found:
-            self._load(one)
+        await self._hear_welcome()
+        self._catalogue.load(found)
         known = {one.id for one in found}
         for module_id in self._news.forgotten(known):
             self._processes.remember(module_id, None)
+
+    async def _hear_welcome(self) -> None:
+        try:
+            async with asyncio.timeout(WELCOME_S):
+                await self._news.welcomed.wait()
+        except TimeoutError:
+            raise NotPossible(f"the keeper has not answered for {WELCOME_S:g} s") from None
 
     async def start(self) -> None:
         """Adopt what runs, start what is wanted, open the API socket."""
         await self._server.serve(self.config.socket)
         self._news.begin()
-        fresh = [
-            module.id for module in self.supervisor.fleet.modules.values() if self._is_to_be_started(module)
-        ]
-        if fresh:
-            self.supervisor.handle(Want(tuple(fresh), True))
+        self._catalogue.start_wanted()
         log.info(
             "nexusd %s serves %s, %d modules",
             __version__,
@@ -149,76 +160,14 @@ class UniversalDaemon:
             len(self.supervisor.fleet.modules),
         )
 
-    def _is_to_be_started(self, module: Module) -> bool:
-        return module.definition is not None and not module.asked and self._wish(module.id, module.definition)
-
-    def _wish(self, module_id: str, definition: Definition) -> bool:
-        """What the operator last said; what the manifest says where nobody ever said anything."""
-        stored = self._stored.get(module_id)
-        asked = stored.started if stored else None
-        return definition.manifest.autostart if asked is None else asked
-
-    # Modules
-
-    async def _discover(self) -> list[Found]:
-        """In a thread: it reads and hashes files."""
-        found = await asyncio.to_thread(discover, self.config.modules)
-        for fault in await asyncio.to_thread(missing_paths, self.config.modules):
-            self._warn(str(fault))
-        return [self._judged(one) for one in _without_cycles(found)]
-
-    def _judged(self, found: Found) -> Found:
-        """A module may ask for permissions; where the daemon's security context lacks one it is not loaded."""
-        asked = found.definition.manifest.permissions if found.definition else ()
-        missing = [one for one in asked if not permits(self.security_context.permissions, one)]
-        if not missing:
-            return found
-        holder = f"permissions that {self.security_context.principal} holds"
-        fault = Fault(f"{found.folder}/module.toml", "permissions", holder, ", ".join(missing))
-        return replace(found, definition=None, faults=(fault,))
-
-    def _load(self, found: Found) -> None:
-        definition = found.definition
-        now = self._clock.now()
-        module = Module(found.id, found.folder, definition, now, faults=found.faults)
-        if definition is None:
-            self.supervisor.handle(Put(found.id, module))
-            return
-        stored = self._stored.get(found.id, StoredModule())
-        count = definition.manifest.replicas if stored.count is None else stored.count
-        module = replace(module, count=count, configured=stored.configured)
-        note = self._news.restored(found.id)
-        if note is not None:
-            module = replace(
-                module,
-                wanted=self._wish(found.id, definition),
-                asked=True,
-                generation=note.generation,
-                since=note.since,
-                replicas=note.replicas,
-                pending=definition if note.digest != definition.digest else None,
-            )
-        elif stored.started is False:
-            module = replace(module, asked=True)
-        self.supervisor.handle(Put(found.id, module))
-
     async def reload(self) -> dict[str, list[str]]:
-        """Read nexusd.toml and all manifests again. What runs goes on; a changed module waits for its reload."""
-        self._refuse_when_leaving()
+        """Read nexusd.toml and all manifests again."""
+        if self._leaving.is_set():
+            raise ShuttingDown("nexusd is shutting down")
         self._reload_config()
-        before = dict(self.supervisor.fleet.modules)
-        found = {one.id: one for one in await self._discover()}
-        added = [one for one in found if one not in before]
-        for module_id in added:
-            self._load(found[module_id])
-        changed = [one for one in found if one in before and self._refresh(found[one])]
-        removed = [one for one in before if one not in found and self._miss(before[one])]
-        fresh = [one for one in added if self._is_to_be_started(self.supervisor.fleet.modules[one])]
-        if fresh:
-            self.supervisor.handle(Want(tuple(fresh), True))
-        invalid = [one for one in found if found[one].faults]
+        told = await self._catalogue.reload()
         self._events.add("daemon.reloaded")
-        return {"added": added, "changed": changed, "removed": removed, "invalid": invalid}
+        return told
 
     def _reload_config(self) -> None:
         """Who may do what. Folders and sockets stay as they are until the next start."""
@@ -233,40 +182,6 @@ class UniversalDaemon:
             ) from error
         self._warnings.clear()
         self._grant(fresh)
-
-    def _refresh(self, found: Found) -> bool:
-        """Hold a module in the fleet against its folder; True when the folder has something new."""
-        module = self.supervisor.fleet.modules[found.id]
-        if module.definition is None:
-            if found.definition is not None:
-                self._load(found)
-                self.supervisor.handle(Want((found.id,), self._wish(found.id, found.definition)))
-            elif found.faults != module.faults:
-                self.supervisor.handle(Put(found.id, replace(module, faults=found.faults)))
-            return found.definition is not None
-        is_new = found.definition is not None and found.definition.digest != module.definition.digest
-        pending = found.definition if is_new else None
-        fresh = replace(module, pending=pending, faults=found.faults, gone=False)
-        if is_new and not module.is_active:
-            fresh = replace(fresh, definition=pending, pending=None, generation=module.generation + 1)
-        if fresh != module:
-            self.supervisor.handle(Put(found.id, fresh))
-        return is_new
-
-    def _miss(self, module: Module) -> bool:
-        """A module whose folder is gone: dropped, or kept as it is while it runs."""
-        if module.is_active or module.wanted:
-            if not module.gone:
-                self.supervisor.handle(Put(module.id, replace(module, gone=True)))
-            return not module.gone
-        self.supervisor.handle(Put(module.id, None))
-        return True
-
-    async def _reread(self, module: Module) -> Definition | None:
-        found = self._judged(await asyncio.to_thread(read_module, Path(module.folder), module.id))
-        if found.definition is None:
-            self._refresh(found)
-        return found.definition
 
     # Going on and going down
 
@@ -291,11 +206,7 @@ class UniversalDaemon:
         """The same for a caller in this process."""
         self.shut_down()
 
-    def _refuse_when_leaving(self) -> None:
-        if self._leaving.is_set():
-            raise ShuttingDown("nexusd is shutting down")
-
-    def _errand(self, work: "asyncio.coroutines.Coroutine[None, None, None]") -> None:  # type: ignore[name-defined]
+    def _errand(self, work: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(work)
 
     async def _reload_on_signal(self) -> None:
@@ -335,6 +246,20 @@ class UniversalDaemon:
             self._warnings.append(text)
 
 
+class _ClosingTime:
+    """Takes no more commands once the daemon is leaving: a module started now would hold it up."""
+
+    def __init__(self, leaving: asyncio.Event) -> None:
+        self._leaving = leaving
+
+    def admit(self, _call: Call, method: Method, _params: Mapping[str, Any]) -> None:
+        if self._leaving.is_set() and method.audited:
+            raise ShuttingDown("nexusd is shutting down")
+
+    def done(self, *_what: object) -> None:
+        """Nothing to be done about it."""
+
+
 def _nothing_runs(fleet: Fleet) -> bool:
     return not any(module.is_active and not _is_stuck(module) for module in fleet.modules.values())
 
@@ -348,11 +273,6 @@ def _limits(config: Config) -> Limits:
     return Limits(
         api.message_bytes, api.batch, api.in_flight, api.connections, api.request_timeout_s, api.unsent_bytes
     )
-
-
-def _with_modules(config: Config, paths: Iterable[str | Path]) -> Config:
-    values = {name: getattr(config, name) for name in Config.__slots__}
-    return Config(**{**values, "modules": tuple(os.path.abspath(path) for path in paths)})
 
 
 def _make_folders(config: Config) -> None:
@@ -386,18 +306,3 @@ def _lock(path: str) -> int:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor
-
-
-def _without_cycles(found: list[Found]) -> list[Found]:
-    """Modules that wait for each other in a circle could never start: each is told the whole circle."""
-    modules = [Module(one.id, one.folder, one.definition, 0.0) for one in found]
-    circle_of: dict[str, tuple[str, ...]] = {}
-    for circle in cycles(graph_of(modules)):
-        for module_id in circle:
-            circle_of.setdefault(module_id, circle)
-    return [_in_circle(one, circle_of[one.id]) if one.id in circle_of else one for one in found]
-
-
-def _in_circle(found: Found, circle: tuple[str, ...]) -> Found:
-    fault = Fault(f"{found.folder}/module.toml", "requires", "no circle of modules", " → ".join(circle))
-    return replace(found, definition=None, faults=(*found.faults, fault))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nexusctl.__main__ import plain_status
-from nexusctl.client import PermissionDenied, RpcError, error_of
+from nexusctl.client import PermissionDenied, RpcError
 from nexusctl.commands.config import as_value
 from nexusctl.complaint import lines
 from nexusctl.exits import FROM_GOOD_TO_BAD, MEANINGS, exit_status, worst
@@ -15,6 +15,7 @@ from nexusctl.output import Page
 from nexusctl.progress import Board
 from nexusctl.selection import matching, nearest
 from nexusctl.unreachable import Unreachable
+from nexusctl.wire import error_of
 
 KNOWN = ["mesh/echo", "mesh/router", "vitals/heartbeat-client"]
 

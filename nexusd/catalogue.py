@@ -1,0 +1,189 @@
+"""Which modules there are: the folders on disk, judged, put into the fleet, and held against it later.
+
+It starts and stops nothing but what appears or comes back; reading manifests is `system.manifests`'s.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from nexusd.domain.access import SecurityContext, permits
+from nexusd.domain.fleet import Module, Put, Want, graph_of
+from nexusd.domain.graph import cycles
+from nexusd.domain.manifest import Definition, Fault
+from nexusd.supervisor import Supervisor
+from nexusd.system.manifests import Found, discover, missing_paths, read_module
+from nexusd.system.processes import Note
+from nexusd.system.store import StoredModule
+
+
+class Catalogue:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        supervisor: Supervisor,
+        context: SecurityContext,
+        stored: Callable[[], Mapping[str, StoredModule]],
+        restored: Callable[[str], Note | None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.paths = tuple(paths)
+        self._supervisor = supervisor
+        self._context = context
+        self._read_stored = stored
+        self._stored = stored()
+        self._restored = restored
+        self._warn = warn
+
+    async def discover(self) -> list[Found]:
+        """In a thread: it reads and hashes files."""
+        found = await asyncio.to_thread(discover, self.paths)
+        for fault in await asyncio.to_thread(missing_paths, self.paths):
+            self._warn(str(fault))
+        judged = [self._judged(one) for one in _without_cycles(found)]
+        for one in judged:
+            for what in _without_effect(one.definition):
+                self._warn(f"{one.id}: {what} has no effect in this version")
+        return judged
+
+    def load(self, found: Iterable[Found]) -> None:
+        """Put what was found into the fleet, with what a former nexusd left of it."""
+        for one in found:
+            self._load(one)
+
+    def start_wanted(self) -> None:
+        """Start what is to run and was never asked to before."""
+        modules = self._supervisor.fleet.modules.values()
+        fresh = tuple(module.id for module in modules if self._is_to_be_started(module))
+        if fresh:
+            self._supervisor.handle(Want(fresh, True))
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read all manifests again. What runs goes on; a changed module waits for its reload."""
+        self._stored = self._read_stored()
+        before = dict(self._supervisor.fleet.modules)
+        found = {one.id: one for one in await self.discover()}
+        added = [one for one in found if one not in before]
+        for module_id in added:
+            self._load(found[module_id])
+        changed = [one for one in found if one in before and self._refresh(found[one])]
+        removed = [one for one in before if one not in found and self._miss(before[one])]
+        self.start_wanted()
+        invalid = [one for one in found if found[one].faults]
+        return {"added": added, "changed": changed, "removed": removed, "invalid": invalid}
+
+    async def reread(self, module: Module) -> Definition | None:
+        found = self._judged(await asyncio.to_thread(read_module, Path(module.folder), module.id))
+        if found.definition is None:
+            self._refresh(found)
+        return found.definition
+
+    def _load(self, found: Found) -> None:
+        definition = found.definition
+        now = time.monotonic()
+        module = Module(found.id, found.folder, definition, now, faults=found.faults)
+        if definition is None:
+            self._supervisor.handle(Put(found.id, module))
+            return
+        stored = self._stored.get(found.id, StoredModule())
+        count = definition.manifest.replicas if stored.count is None else stored.count
+        module = replace(module, count=count, configured=stored.configured)
+        note = self._restored(found.id)
+        if note is not None:
+            module = replace(
+                module,
+                wanted=self._wish(found.id, definition),
+                asked=True,
+                generation=note.generation,
+                since=note.since,
+                replicas=note.replicas,
+                pending=definition if note.digest != definition.digest else None,
+            )
+        elif stored.started is False:
+            module = replace(module, asked=True)
+        self._supervisor.handle(Put(found.id, module))
+
+    def _is_to_be_started(self, module: Module) -> bool:
+        return module.definition is not None and not module.asked and self._wish(module.id, module.definition)
+
+    def _wish(self, module_id: str, definition: Definition) -> bool:
+        """What the operator last said; what the manifest says where nobody ever said anything."""
+        stored = self._stored.get(module_id)
+        asked = stored.started if stored else None
+        return definition.manifest.autostart if asked is None else asked
+
+    def _refresh(self, found: Found) -> bool:
+        """Hold a module in the fleet against its folder; True when the folder has something new."""
+        module = self._supervisor.fleet.modules[found.id]
+        if module.definition is None:
+            if found.definition is not None:
+                self._load(found)
+            elif found.faults != module.faults:
+                self._supervisor.handle(Put(found.id, replace(module, faults=found.faults)))
+            return found.definition is not None
+        is_new = found.definition is not None and found.definition.digest != module.definition.digest
+        pending = found.definition if is_new else None
+        fresh = replace(module, pending=pending, faults=found.faults, gone=False)
+        if is_new and not module.is_active:
+            fresh = replace(fresh, definition=pending, pending=None, generation=module.generation + 1)
+        if fresh != module:
+            self._supervisor.handle(Put(found.id, fresh))
+        return is_new
+
+    def _miss(self, module: Module) -> bool:
+        """A module whose folder is gone: dropped, or kept as it is while it runs."""
+        if module.is_active or module.wanted:
+            if not module.gone:
+                self._supervisor.handle(Put(module.id, replace(module, gone=True)))
+            return not module.gone
+        self._supervisor.handle(Put(module.id, None))
+        return True
+
+    def _judged(self, found: Found) -> Found:
+        """A module may ask for permissions; where the daemon's security context lacks one it is not loaded."""
+        if found.definition is None:
+            return found
+        manifest, file = found.definition.manifest, f"{found.folder}/module.toml"
+        faults = []
+        missing = [one for one in manifest.permissions if not permits(self._context.permissions, one)]
+        if missing:
+            holder = f"permissions that {self._context.principal} holds"
+            faults.append(Fault(file, "permissions", holder, ", ".join(missing)))
+        if manifest.run.ready == "health":  # never ready would be the alternative: checks are not run yet
+            faults.append(Fault(file, "run.ready", '"notify" or "started" in this version', '"health"'))
+        return replace(found, definition=None, faults=tuple(faults)) if faults else found
+
+
+def _without_effect(definition: Definition | None) -> Iterator[str]:
+    """What a manifest may say and this version does not do yet: told, not passed over."""
+    if definition is None:
+        return
+    manifest = definition.manifest
+    checks = (
+        manifest.health.check,
+        manifest.health.startup,
+        manifest.health.liveness,
+        manifest.health.readiness,
+    )
+    if any(check is not None for check in checks):
+        yield "[health] check"
+    if manifest.log.target == "journal":
+        yield '[log] target = "journal"'
+
+
+def _without_cycles(found: list[Found]) -> list[Found]:
+    """Modules that wait for each other in a circle could never start: each is told the whole circle."""
+    modules = [Module(one.id, one.folder, one.definition, 0.0) for one in found]
+    circle_of: dict[str, tuple[str, ...]] = {}
+    for circle in cycles(graph_of(modules)):
+        for module_id in circle:
+            circle_of.setdefault(module_id, circle)
+    return [_in_circle(one, circle_of[one.id]) if one.id in circle_of else one for one in found]
+
+
+def _in_circle(found: Found, circle: tuple[str, ...]) -> Found:
+    fault = Fault(f"{found.folder}/module.toml", "requires", "no circle of modules", " → ".join(circle))
+    return replace(found, definition=None, faults=(*found.faults, fault))
