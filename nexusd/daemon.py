@@ -10,9 +10,9 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexusd import __version__
 from nexusd.catalogue import Catalogue
@@ -24,11 +24,8 @@ from nexusd.keeper import host
 from nexusd.keeper.client import KeeperClient
 from nexusd.keeper.proctable import become_subreaper
 from nexusd.operations import Operations
-from nexusd.rpc.call import Call, Method
-from nexusd.rpc.connection import Limits
-from nexusd.rpc.dispatch import Dispatcher
-from nexusd.rpc.methods import Api, Identity
-from nexusd.rpc.server import RpcServer
+from nexusd.rpc import endpoint
+from nexusd.rpc.identity import Identity
 from nexusd.supervisor import Supervisor
 from nexusd.system.clock import LoopClock
 from nexusd.system.configs import ConfigFiles
@@ -38,6 +35,9 @@ from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.logs import LogFolder
 from nexusd.system.processes import ReplicaProcesses
 from nexusd.system.store import SqliteStore
+
+if TYPE_CHECKING:
+    from nexusd.rpc.server import RpcServer
 
 log = logging.getLogger("nexusd")
 
@@ -74,10 +74,12 @@ class UniversalDaemon:
 
     def _build(self) -> None:
         config = self.config
-        logs = LogFolder(config.logs)
+        self._logs = LogFolder(config.logs)
         self._events = EventLog(self._store.append_events, self._store.events(2000))
         self._configs = ConfigFiles(config.runtime)
-        self._processes = ReplicaProcesses(self._keeper, config.runtime, logs, self._configs, host.__file__)
+        self._processes = ReplicaProcesses(
+            self._keeper, config.runtime, self._logs, self._configs, host.__file__
+        )
         self._clock = LoopClock(lambda: self.supervisor.expire_deadlines())
         self.supervisor = Supervisor(self._processes, self._clock, self._gave_up)
         self.supervisor.observers.append(self._events.observe)
@@ -96,20 +98,13 @@ class UniversalDaemon:
             self.supervisor,
             self._store,
             ControlSockets(self._processes.socket_path),
-            logs,
+            self._logs,
             self._configs,
             self._catalogue.reread,
             self._processes.signal_leader,
             self._events.add,
         )
         self._grant(config)
-        api = Api(self.supervisor, self._operations, self, self._identity(), logs, self._events)
-        dispatcher = Dispatcher(
-            api.methods,
-            authorise=lambda caller, wish: self._allow(caller, wish),
-            observer=_ClosingTime(self._leaving),
-        )
-        self._server = RpcServer(dispatcher, _limits(config), group=config.api.group)
 
     def _grant(self, config: Config) -> None:
         self._grants = config.access.grants(os.getuid())
@@ -150,14 +145,37 @@ class UniversalDaemon:
 
     async def start(self) -> None:
         """Adopt what runs, start what is wanted, open the API socket."""
-        await self._server.serve(self.config.socket)
+        config = self.config
+        bound = endpoint.bind(
+            Path(config.socket), group=config.api.group
+        )  # refused before anything is started
         self._news.begin()
         self._catalogue.start_wanted()
+        self._server = await asyncio.to_thread(self._build_server)
+        await self._server.serve_bound(bound)
         log.info(
             "nexusd %s serves %s, %d modules",
             __version__,
-            self.config.socket,
+            config.socket,
             len(self.supervisor.fleet.modules),
+        )
+
+    def _build_server(self) -> "RpcServer":
+        # In a thread and not before: importing it takes as long as starting a hundred modules.
+        from nexusd.api import Parts, build_server  # noqa: PLC0415
+
+        return build_server(
+            Parts(
+                self.supervisor,
+                self._operations,
+                self,
+                self._identity(),
+                self._logs,
+                self._events,
+                lambda caller, wish: self._allow(caller, wish),
+                self._leaving.is_set,
+            ),
+            self.config.api,
         )
 
     async def reload(self) -> dict[str, list[str]]:
@@ -246,33 +264,12 @@ class UniversalDaemon:
             self._warnings.append(text)
 
 
-class _ClosingTime:
-    """Takes no more commands once the daemon is leaving: a module started now would hold it up."""
-
-    def __init__(self, leaving: asyncio.Event) -> None:
-        self._leaving = leaving
-
-    def admit(self, _call: Call, method: Method, _params: Mapping[str, Any]) -> None:
-        if self._leaving.is_set() and method.audited:
-            raise ShuttingDown("nexusd is shutting down")
-
-    def done(self, *_what: object) -> None:
-        """Nothing to be done about it."""
-
-
 def _nothing_runs(fleet: Fleet) -> bool:
     return not any(module.is_active and not _is_stuck(module) for module in fleet.modules.values())
 
 
 def _is_stuck(module: Module) -> bool:
     return all(replica.state_name == "stuck" for replica in module.replicas if replica.run is not None)
-
-
-def _limits(config: Config) -> Limits:
-    api = config.api
-    return Limits(
-        api.message_bytes, api.batch, api.in_flight, api.connections, api.request_timeout_s, api.unsent_bytes
-    )
 
 
 def _make_folders(config: Config) -> None:

@@ -3,8 +3,10 @@
 Rules between modules are the fleet's; who may command, and how the outcome is encoded, is `nexusd.rpc`'s.
 """
 
+import asyncio
 import logging
 import signal
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,23 +17,20 @@ from msgspec.structs import replace
 from nexusd.domain import lifecycle, settings
 from nexusd.domain.errors import (
     BadValue,
-    DependencyFailed,
     NexusError,
     NoSuchModule,
     NotPossible,
-    StartFailed,
     TimedOut,
 )
 from nexusd.domain.fleet import Fleet, Module, ModuleState, Put, Renewal, Want
 from nexusd.domain.graph import closure
-from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import ConfigKey, Definition
+from nexusd.outcomes import Outcomes
 from nexusd.ports import Configs, Control, Logs, Store
 from nexusd.supervisor import Supervisor
 
 log = logging.getLogger("nexusd.operations")
 
-LOG_LINES = 10
 CONFIGURE_TIMEOUT_S = 5.0
 
 Reread = Callable[[Module], Awaitable[Definition | None]]  # the definition on disk; None: no longer usable
@@ -61,11 +60,12 @@ class Operations:
         self._supervisor = supervisor
         self._store = store
         self._control = control
-        self._logs = logs
+        self._outcomes = Outcomes(logs)
         self._configs = configs
         self._reread = reread
         self._signal_leader = signal_leader
         self._tell = tell
+        self._configuring: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def module(self, module_id: str) -> Module:
         """Raises NoSuchModule, with the nearest id there is."""
@@ -86,10 +86,10 @@ class Operations:
             one for one in sorted(closure(fleet.graph.requires, [module_id])) if not _is_wanted(fleet, one)
         ]
         changed = module.state is not ModuleState.STARTED
-        warning = await self._save_wanted([*also, module_id], True)
-        if changed or not module.wanted:
+        if changed:
             self._supervisor.handle(Want((*also, module_id), True))
-        await self._wait(module_id, patience, self._is_started)
+        warning = await self._save_wanted([*also, module_id], True)
+        await self._wait(module_id, patience, self._outcomes.is_started)
         state = self.module(module_id).state
         started = {"started": state is ModuleState.STARTED, "state": str(state)}
         return {"module_id": module_id, **started, "changed": changed, "also": also, **warning}
@@ -104,9 +104,9 @@ class Operations:
         if dependents and not cascade:
             raise _required(module_id, dependents)
         changed = module.wanted or module.is_active
-        warning = await self._save_wanted([*dependents, module_id], False)
         self._supervisor.handle(Want((*dependents, module_id), False))
-        await self._wait(module_id, patience, self._is_stopped)
+        warning = await self._save_wanted([*dependents, module_id], False)
+        await self._wait(module_id, patience, self._outcomes.is_stopped)
         state = self.module(module_id).state
         stopped = {"stopped": not self.module(module_id).is_active, "state": str(state)}
         return {"module_id": module_id, **stopped, "changed": changed, "also": dependents, **warning}
@@ -118,7 +118,7 @@ class Operations:
             return {"module_id": module_id, "restarted": started["started"], "state": started["state"]}
         former = _runs(module)
         self._supervisor.handle(Renewal(module_id))
-        await self._wait(module_id, patience, self._is_renewed(former))
+        await self._wait(module_id, patience, self._outcomes.is_renewed(former))
         state = self.module(module_id).state
         return {"module_id": module_id, "restarted": state is ModuleState.STARTED, "state": str(state)}
 
@@ -137,9 +137,9 @@ class Operations:
             )
         definition = await self._definition_on_disk(module)
         changed = definition.digest != module.definition.digest
-        former = _runs(module)
+        former = _runs(self.module(module_id))
         self._supervisor.handle(Renewal(module_id, definition, beside=chosen == "graceful"))
-        await self._wait(module_id, patience, self._is_renewed(former))
+        await self._wait(module_id, patience, self._outcomes.is_renewed(former))
         reloaded = self.module(module_id)
         self._configs.tidy(reloaded)
         self._tell("module.reloaded", module_id, reason=chosen)
@@ -184,6 +184,10 @@ class Operations:
 
     async def configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
         """Checked, told to the running module, stored; refused as a whole when one of these refuses."""
+        async with self._configuring[module_id]:  # two at once could be told and stored in different orders
+            return await self._configure(module_id, name, value)
+
+    async def _configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
         module = self._valid(module_id)
         assert module.definition is not None
         manifest = module.definition.manifest
@@ -199,7 +203,7 @@ class Operations:
             await self._take_back(told, name, previous)
             raise
         self._put_value(module_id, name, checked)
-        applied = await self._apply(module, key, bool(told))
+        applied = self._apply(module_id, key, bool(told))
         shown = settings.masked(manifest, {name: checked})[name]
         self._tell("module.configured", module_id, reason=f"{name} = {shown!r}")
         masked = settings.masked(manifest, {name: previous})[name]
@@ -227,16 +231,18 @@ class Operations:
         if module.definition is not None:
             self._configs.write(module, module.definition, module.generation)
 
-    async def _apply(self, module: Module, key: ConfigKey, told: bool) -> str:
-        if not self.module(module.id).is_active:
+    def _apply(self, module_id: str, key: ConfigKey, told: bool) -> str:
+        """How the value reaches the module: it was told, or is started anew from the definition in force."""
+        module = self.module(module_id)
+        if not module.is_active or (key.apply == "live" and not told):
             return "stored"
-        if key.apply == "live":
-            return "live" if told else "stored"
-        # A module that says "reload" for a key wants a new generation; the code on disk stays out of it.
-        self._supervisor.handle(Renewal(module.id))
+        if key.apply == "restart":
+            self._supervisor.handle(Renewal(module_id))
+        elif key.apply == "reload":
+            self._supervisor.handle(Renewal(module_id, module.definition, beside=True))
         return key.apply
 
-    # Outcomes
+    # What they share
 
     def _valid(self, module_id: str) -> Module:
         module = self.module(module_id)
@@ -274,88 +280,6 @@ class Operations:
                 reason=module.reason,
                 hint=f"nexusctl status {module_id}",
             ) from None
-
-    def _is_started(self, module: Module) -> bool:
-        if module.state is ModuleState.STARTED:
-            return True
-        if not module.wanted:
-            raise NotPossible(f"{module.id} was stopped meanwhile", module_id=module.id)
-        for replica in module.current:
-            if (failure := self._failure(module, replica)) is not None:
-                raise failure
-        return False
-
-    @staticmethod
-    def _is_stopped(module: Module) -> bool:
-        stuck = [replica for replica in module.replicas if isinstance(replica.state, lifecycle.Stuck)]
-        if stuck:
-            raise NotPossible(f"cannot stop {module.id}: {stuck[0].reason}", module_id=module.id)
-        if module.wanted:
-            raise NotPossible(f"{module.id} was started meanwhile", module_id=module.id)
-        return not module.is_active
-
-    def _is_renewed(self, former: frozenset[str]) -> Callable[[Module], bool]:
-        def is_renewed(module: Module) -> bool:
-            if module.refused is not None:
-                raise self._upgrade_refused(module, module.refused)
-            if any(replica.run in former for replica in module.replicas):
-                return False
-            return self._is_started(module)
-
-        return is_renewed
-
-    def _upgrade_refused(self, module: Module, successor: Replica) -> StartFailed:
-        exit = successor.history.last_exit
-        blocked = successor.state.obstacle if isinstance(successor.state, lifecycle.Waiting) else None
-        reason = successor.reason or blocked or (exit.description if exit else "it did not get ready")
-        return StartFailed(
-            f"{module.id} was not reloaded: the new generation failed ({reason}); the old one goes on",
-            module_id=module.id,
-            reason=successor.status_text or reason,
-            hint=f"nexusctl logs {module.id}",
-            replica=successor.name,
-            exit=exit_shown(exit),
-            log=self._logs.tail(successor.name, LOG_LINES),
-        )
-
-    def _failure(self, module: Module, replica: Replica) -> NexusError | None:
-        """Why this replica did not start, when it did not; one that is tried again has failed the once."""
-        match replica.state:
-            case lifecycle.Waiting(obstacle=str(obstacle), lasting=True):
-                return DependencyFailed(
-                    f"cannot start {module.id}: {obstacle}", module_id=module.id, reason=obstacle
-                )
-            case lifecycle.Stopped() if replica.wanted:
-                return self._start_failed(module, replica)
-            case lifecycle.Started():
-                return None
-        failed = isinstance(replica.state, lifecycle.Failed) or replica.history.in_a_row > 0
-        return self._start_failed(module, replica) if failed else None
-
-    def _start_failed(self, module: Module, replica: Replica) -> StartFailed:
-        exit = replica.history.last_exit
-        again = (
-            ""
-            if isinstance(replica.state, lifecycle.Failed | lifecycle.Stopped)
-            else "; it is being tried again"
-        )
-        reason = replica.reason or (exit.description if exit else "unknown")
-        return StartFailed(
-            f"{module.id} did not start: {reason}{again}",
-            module_id=module.id,
-            reason=replica.status_text or reason,
-            hint=f"nexusctl logs {module.id}",
-            replica=replica.name,
-            exit=exit_shown(exit),
-            log=self._logs.tail(replica.name, LOG_LINES),
-        )
-
-
-def exit_shown(exit: lifecycle.Exit | None) -> dict[str, Any] | None:
-    """An exit as the API shows it."""
-    if exit is None:
-        return None
-    return {"code": exit.code, "signal": exit.signal_name, "description": exit.description}
 
 
 def _is_wanted(fleet: Fleet, module_id: str) -> bool:

@@ -86,7 +86,7 @@ class EventSource(Protocol):
 
 class Configs(Protocol):
     def write(self, module: Module, definition: Definition, generation: int) -> None:
-        """Put the effective configuration where that generation's processes read it. Raises OSError."""
+        """Put the effective configuration where that generation's processes read it. Raises NotPossible."""
 
     def path(self, module_id: str, generation: int) -> str: ...
 

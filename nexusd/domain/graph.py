@@ -47,9 +47,12 @@ def closure(relation: Mapping[str, tuple[str, ...]], starts: Iterable[str]) -> s
 
 
 def cycles(graph: Graph) -> list[tuple[str, ...]]:
-    """Each cycle once, in full and closed: ("a/x", "b/y", "a/x"). Found by depth-first search."""
+    """Cycles in full and closed, ("a/x", "b/y", "a/x"), none twice; without the modules of these there is none.
+
+    Found by depth-first search: of cycles that share modules some may not be among them.
+    """
     follows = {
-        one: (*graph.requires.get(one, ()), *graph.after.get(one, ()))
+        one: tuple(dict.fromkeys((*graph.requires.get(one, ()), *graph.after.get(one, ()))))
         for one in {*graph.requires, *graph.after}
     }
     done: set[str] = set()

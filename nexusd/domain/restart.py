@@ -14,7 +14,7 @@ def wait_s(backoff: Backoff, restarts: int, chance: float) -> float:
     # 64 doublings are past any maximum, and past what a float can hold soon after.
     grown = backoff.initial * backoff.factor ** min(restarts - 1, 64)
     spread = 1 + backoff.jitter * (2 * chance - 1)
-    return float(min(grown, backoff.max) * spread)
+    return float(min(grown * spread, backoff.max))
 
 
 def recent(times: tuple[float, ...], intensity: Intensity, now: float) -> tuple[float, ...]:

@@ -5,14 +5,12 @@ A handler only asks: what a command does stands in `nexusd.operations`, what is 
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from nexusd.domain import health, settings
-from nexusd.domain.access import Grants, SecurityContext, effective_permissions
+from nexusd.domain.access import effective_permissions
 from nexusd.domain.errors import BadValue, InvalidParams
 from nexusd.domain.fleet import Fleet
 from nexusd.domain.manifest import ConfigKey
@@ -20,6 +18,7 @@ from nexusd.operations import Operations, Patience
 from nexusd.ports import Daemon, EventSource, LogReader
 from nexusd.rpc import discover, views
 from nexusd.rpc.call import Call, Method, NoParams
+from nexusd.rpc.identity import Identity
 from nexusd.supervisor import Supervisor
 
 MOST_LINES = 10_000
@@ -80,19 +79,6 @@ class SubscribeEvents(Struct, frozen=True, forbid_unknown_fields=True):
 class GetHistory(Struct, frozen=True, forbid_unknown_fields=True):
     module_id: ModuleId | None = None
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What the daemon says of itself; what may change is asked for anew."""
-
-    version: str
-    pid: int
-    started_at: float  # monotonic seconds
-    context: SecurityContext
-    grants: Callable[[], Grants]
-    keeper: Callable[[], Mapping[str, Any]]
-    warnings: Callable[[], list[str]]
 
 
 class Api:

@@ -54,7 +54,10 @@ class RpcServer:
 
     async def serve(self, path: str | os.PathLike[str]) -> None:
         """Bind and listen, or raise NotPossible: a daemon lives there, or something that is no socket."""
-        bound = endpoint.bind(Path(path), mode=self._mode, group=self._group)
+        await self.serve_bound(endpoint.bind(Path(path), mode=self._mode, group=self._group))
+
+    async def serve_bound(self, bound: endpoint.Endpoint) -> None:
+        """Serve where somebody has bound already; the file is removed at the end."""
         self._endpoints.append(bound)
         await self.adopt(bound.sock)
 

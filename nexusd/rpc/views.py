@@ -14,7 +14,7 @@ from nexusd.domain.fleet import Fleet, Module
 from nexusd.domain.graph import Graph
 from nexusd.domain.lifecycle import Replica
 from nexusd.domain.units import unit_number
-from nexusd.operations import exit_shown
+from nexusd.outcomes import exit_shown
 
 FEATURES = {"cluster": False, "tracing": False, "compliance": False}
 _LEVELS = {

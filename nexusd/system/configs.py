@@ -8,6 +8,7 @@ import os
 import pwd
 from glob import escape, glob
 
+from nexusd.domain.errors import NotPossible
 from nexusd.domain.fleet import Module
 from nexusd.domain.manifest import Definition
 from nexusd.domain.settings import effective
@@ -24,7 +25,16 @@ class ConfigFiles:
         return os.path.join(self._folder, module_id.replace("/", "@"))
 
     def write(self, module: Module, definition: Definition, generation: int) -> None:
-        """Replaced as a whole: a module that starts meanwhile reads the old or the new. Raises OSError."""
+        """Replaced as a whole: a module that starts meanwhile reads the old or the new. Raises NotPossible."""
+        try:
+            self._write(module, definition, generation)
+        except OSError as error:
+            path = self.path(module.id, generation)
+            raise NotPossible(
+                f"cannot write {path}: {error.strerror or error}", module_id=module.id
+            ) from error
+
+    def _write(self, module: Module, definition: Definition, generation: int) -> None:
         manifest = definition.manifest
         path = self.path(module.id, generation)
         fresh = f"{path}.new"

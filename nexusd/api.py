@@ -1,0 +1,67 @@
+"""The API socket put together from the daemon's parts: table, dispatcher, server, bounds.
+
+Apart from `daemon` because it is slow to import: jsonrpcserver brings jsonschema with it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nexusd.config import Api as Bounds
+from nexusd.domain.access import Caller
+from nexusd.domain.errors import ShuttingDown
+from nexusd.operations import Operations
+from nexusd.ports import Daemon, EventSource, LogReader
+from nexusd.rpc.call import Call, Method
+from nexusd.rpc.connection import Limits
+from nexusd.rpc.dispatch import Dispatcher
+from nexusd.rpc.identity import Identity
+from nexusd.rpc.methods import Api
+from nexusd.rpc.server import RpcServer
+from nexusd.supervisor import Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the handlers speak to, and who decides whether they may."""
+
+    supervisor: Supervisor
+    operations: Operations
+    daemon: Daemon
+    identity: Identity
+    logs: LogReader
+    events: EventSource
+    authorise: Callable[[Caller, str], None]
+    is_leaving: Callable[[], bool]
+
+
+def build_server(parts: Parts, bounds: Bounds) -> RpcServer:
+    api = Api(parts.supervisor, parts.operations, parts.daemon, parts.identity, parts.logs, parts.events)
+    observer = _ClosingTime(parts.is_leaving)
+    dispatcher = Dispatcher(api.methods, authorise=parts.authorise, observer=observer)
+    return RpcServer(dispatcher, _limits(bounds), group=bounds.group)
+
+
+def _limits(bounds: Bounds) -> Limits:
+    return Limits(
+        bounds.message_bytes,
+        bounds.batch,
+        bounds.in_flight,
+        bounds.connections,
+        bounds.request_timeout_s,
+        bounds.unsent_bytes,
+    )
+
+
+class _ClosingTime:
+    """Takes no more commands once the daemon is leaving: a module started now would hold it up."""
+
+    def __init__(self, is_leaving: Callable[[], bool]) -> None:
+        self._is_leaving = is_leaving
+
+    def admit(self, _call: Call, method: Method, _params: Mapping[str, Any]) -> None:
+        if method.audited and self._is_leaving():
+            raise ShuttingDown("nexusd is shutting down")
+
+    def done(self, *_what: object) -> None:
+        """Nothing to be done about it."""

@@ -1,0 +1,20 @@
+"""What the daemon says of itself to those who ask. Gathered by the daemon, shown by the methods."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nexusd.domain.access import Grants, SecurityContext
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What may change is asked for anew."""
+
+    version: str
+    pid: int
+    started_at: float  # monotonic seconds
+    context: SecurityContext
+    grants: Callable[[], Grants]
+    keeper: Callable[[], Mapping[str, Any]]
+    warnings: Callable[[], list[str]]
