@@ -21,18 +21,19 @@ TIMED_OUT = "timed out"
 
 
 def default_socket() -> str:
-    """NEXUS_SOCKET; /run/nexus.sock for root, or where it exists; else the user's own.
+    """NEXUS_SOCKET; /run/nexus.sock for root; else the user's own, or the system's where only that is there.
 
-    The daemon listens by the same rule. The user's own is $XDG_RUNTIME_DIR/nexus/nexus.sock, and without that
+    The user's own, where a nexusd of that user listens, is $XDG_RUNTIME_DIR/nexus/nexus.sock, and without that
     variable /tmp/nexus-UID/nexus.sock.
     """
     named = os.environ.get("NEXUS_SOCKET")
     if named:
         return named
-    if os.geteuid() == 0 or os.path.exists(SYSTEM_SOCKET):
+    if os.geteuid() == 0:
         return SYSTEM_SOCKET
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return f"{runtime}/nexus/nexus.sock" if runtime else f"{_shared_folder()}/nexus.sock"
+    own = f"{runtime}/nexus/nexus.sock" if runtime else f"{_shared_folder()}/nexus.sock"
+    return SYSTEM_SOCKET if os.path.exists(SYSTEM_SOCKET) and not os.path.exists(own) else own
 
 
 def _shared_folder() -> str:

@@ -7,6 +7,8 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from nexusd import __version__
 from nexusd.config import InvalidConfig, Options, read_config
@@ -14,7 +16,7 @@ from nexusd.daemon import UniversalDaemon
 from nexusd.domain.errors import NexusError
 from nexusd.domain.manifest import Fault, manifest_schema
 from nexusd.system.journal import log_to
-from nexusd.system.manifests import discover, missing_paths, shadowed
+from nexusd.system.manifests import MANIFEST, discover, missing_paths, read_module, shadowed
 from nexusd.system.store import Unusable
 
 log = logging.getLogger("nexusd")
@@ -22,8 +24,6 @@ log = logging.getLogger("nexusd")
 
 def main() -> None:
     arguments = _parser().parse_args()
-    if arguments.command == "check":
-        sys.exit(check(arguments.folders, arguments.schema))
     options = Options(
         arguments.config,
         tuple(arguments.modules),
@@ -33,7 +33,12 @@ def main() -> None:
         arguments.logs,
         arguments.log_format,
     )
-    sys.exit(serve(options))
+    if arguments.command == "check" and arguments.schema:
+        print(json.dumps(manifest_schema(), indent=2))
+    elif arguments.command == "check":
+        sys.exit(check(arguments.folders, options))
+    else:
+        sys.exit(serve(options))
 
 
 def serve(options: Options) -> int:
@@ -59,21 +64,34 @@ async def _run(daemon: UniversalDaemon) -> int:
     return await daemon.run()
 
 
-def check(folders: list[str], schema: bool) -> int:
-    """All faults of all modules under the folders on stdout; 0 when there are none, else 1."""
-    if schema:
-        print(json.dumps(manifest_schema(), indent=2))
-        return 0
-    paths = folders or list(read_config(Options(), os.environ, os.getuid()).modules)
-    found = discover(paths)
-    faults: list[Fault] = [*missing_paths(paths)]
-    for one in [*found, *shadowed(paths)]:
+def check(folders: list[str], options: Options) -> int:
+    """All faults on stdout, of nexusd.toml too where no folder is given; 0 when there are none, else 1.
+
+    A folder is one of modules (DIR/GROUP/NAME/module.toml) or a module itself.
+    """
+    paths: Sequence[str] = folders
+    if not folders:
+        try:
+            paths = read_config(options, os.environ, os.getuid()).modules
+        except InvalidConfig as error:
+            print(error)
+            return 1
+    single = [path for path in paths if os.path.exists(os.path.join(path, MANIFEST))]
+    several = [path for path in paths if path not in single]
+    found = [*(read_module(Path(path), _id_of(path)) for path in single), *discover(several)]
+    faults: list[Fault] = [*missing_paths(several)]
+    for one in [*found, *shadowed(several)]:
         faults.extend(one.faults)
     for fault in faults:
         print(fault)
     if not faults:
         print(f"{len(found)} module{'s' * (len(found) != 1)}, no faults")
     return 1 if faults else 0
+
+
+def _id_of(folder: str) -> str:
+    """A module's folder says its id by its place: GROUP/NAME."""
+    return "/".join(Path(os.path.abspath(folder)).parts[-2:])
 
 
 def _raise_file_limit() -> None:

@@ -19,6 +19,8 @@ _Roles = Annotated[
     dict[str, tuple[str, ...]], msgspec.Meta(title="a table of names, each with a list of names")
 ]
 
+_Count = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+
 
 class Access(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who may do what: users and groups hold roles, roles hold permissions."""
@@ -39,12 +41,12 @@ class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the API socket."""
 
     group: str = "nexus"
-    message_bytes: int = 1 << 20
-    batch: int = 100
-    in_flight: int = 64
-    connections: int = 1024
-    request_timeout_s: float = 10.0
-    unsent_bytes: int = 1 << 20
+    message_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 30)] = 1 << 20
+    batch: _Count = 100
+    in_flight: _Count = 64
+    connections: _Count = 1024
+    request_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
+    unsent_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 30)] = 1 << 20
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

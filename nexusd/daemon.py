@@ -63,7 +63,9 @@ class UniversalDaemon:
         config = self.config
         become_subreaper()  # replicas whose keeper dies become ours, with their exit statuses
         _make_folders(config)
-        self._lock = _lock(os.path.join(config.runtime, "nexusd.lock"))
+        self._locks = [
+            _lock(os.path.join(folder, "nexusd.lock")) for folder in (config.runtime, config.state)
+        ]
         self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
         self._keeper = KeeperClient(config.runtime, os.path.join(config.logs, "keeper.log"), self._hear)
         self._keeper.open()  # first: it boots while the rest is read
@@ -246,7 +248,8 @@ class UniversalDaemon:
         self._keeper.dismiss()
         await self._events.flush()
         self._store.close()
-        os.close(self._lock)
+        for lock in self._locks:
+            os.close(lock)
 
     def _hear(self, message: dict[str, object]) -> None:
         self._news.hear(message)
@@ -289,7 +292,7 @@ def _make_runtime(folder: str) -> None:
 
 
 def _lock(path: str) -> int:
-    """One nexusd for a runtime folder. The lock goes with the process, however it ends."""
+    """One nexusd for a folder. The lock goes with the process, however it ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -297,8 +300,8 @@ def _lock(path: str) -> int:
         holder = os.read(descriptor, 20).decode(errors="replace").strip()
         os.close(descriptor)
         raise NotPossible(
-            f"another nexusd (pid {holder}) runs in {os.path.dirname(path)}",
-            hint="nexusctl status, or nexusd --runtime DIR for a second one",
+            f"another nexusd (pid {holder}) uses {os.path.dirname(path)}",
+            hint="nexusctl status, or nexusd --runtime DIR --state DIR for a second one",
         ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
