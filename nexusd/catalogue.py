@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from nexusd.domain.access import SecurityContext, permits
-from nexusd.domain.fleet import Module, Put, Want, graph_of
+from nexusd.domain.fleet import Load, Module, Put, Want, circle_with, graph_of
 from nexusd.domain.graph import cycles
 from nexusd.domain.manifest import Definition, Fault
 from nexusd.supervisor import Supervisor
@@ -51,8 +51,7 @@ class Catalogue:
 
     def load(self, found: Iterable[Found]) -> None:
         """Put what was found into the fleet, with what a former nexusd left of it."""
-        for one in found:
-            self._load(one)
+        self._supervisor.handle(Load(tuple(self._module(one) for one in found)))
 
     def start_wanted(self) -> None:
         """Start what is to run and was never asked to before."""
@@ -67,8 +66,7 @@ class Catalogue:
         before = dict(self._supervisor.fleet.modules)
         found = {one.id: one for one in await self.discover()}
         added = [one for one in found if one not in before]
-        for module_id in added:
-            self._load(found[module_id])
+        self.load(found[module_id] for module_id in added)
         changed = [one for one in found if one in before and self._refresh(found[one])]
         removed = [one for one in before if one not in found and self._miss(before[one])]
         self.start_wanted()
@@ -81,13 +79,13 @@ class Catalogue:
             self._refresh(found)
         return found.definition
 
-    def _load(self, found: Found) -> None:
+    def _module(self, found: Found) -> Module:
+        """As it lies on disk, with what the operator once said and what a former nexusd left running."""
         definition = found.definition
         now = time.monotonic()
         module = Module(found.id, found.folder, definition, now, faults=found.faults)
         if definition is None:
-            self._supervisor.handle(Put(found.id, module))
-            return
+            return module
         stored = self._stored.get(found.id, StoredModule())
         count = definition.manifest.replicas if stored.count is None else stored.count
         module = replace(module, count=count, configured=stored.configured)
@@ -104,7 +102,7 @@ class Catalogue:
             )
         elif stored.started is False:
             module = replace(module, asked=True)
-        self._supervisor.handle(Put(found.id, module))
+        return module
 
     def _is_to_be_started(self, module: Module) -> bool:
         return module.definition is not None and not module.asked and self._wish(module.id, module.definition)
@@ -120,14 +118,14 @@ class Catalogue:
         module = self._supervisor.fleet.modules[found.id]
         if module.definition is None:
             if found.definition is not None:
-                self._load(found)
+                self._supervisor.handle(Put(found.id, self._module(found)))
             elif found.faults != module.faults:
                 self._supervisor.handle(Put(found.id, replace(module, faults=found.faults)))
             return found.definition is not None
         is_new = found.definition is not None and found.definition.digest != module.definition.digest
         pending = found.definition if is_new else None
         fresh = replace(module, pending=pending, faults=found.faults, gone=False)
-        if is_new and not module.is_active:
+        if pending and not module.is_active and not circle_with(self._supervisor.fleet, module, pending):
             fresh = replace(fresh, definition=pending, pending=None, generation=module.generation + 1)
         if fresh != module:
             self._supervisor.handle(Put(found.id, fresh))

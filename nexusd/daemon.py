@@ -61,6 +61,7 @@ class UniversalDaemon:
     async def initialize(self) -> None:
         """Folders, lock, store and keeper. Raises NotPossible, store.Unusable, OSError."""
         config = self.config
+        self._take_signals()
         become_subreaper()  # replicas whose keeper dies become ours, with their exit statuses
         _make_folders(config)
         self._locks = [
@@ -73,6 +74,12 @@ class UniversalDaemon:
         if self._store.set_aside:
             self._warn(f"the database was damaged and is set aside: {self._store.set_aside}")
         self._build()
+
+    def _take_signals(self) -> None:
+        """From the first moment on: a SIGTERM during the start ends what was started, too."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.shut_down)
 
     def _build(self) -> None:
         config = self.config
@@ -152,6 +159,7 @@ class UniversalDaemon:
             Path(config.socket), group=config.api.group
         )  # refused before anything is started
         self._news.begin()
+        self._clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
         self._catalogue.start_wanted()
         self._server = await asyncio.to_thread(self._build_server)
         await self._server.serve_bound(bound)
@@ -207,10 +215,9 @@ class UniversalDaemon:
 
     async def run(self) -> int:
         """Until shutdown, a signal, or a module that the daemon must not outlive. Returns the exit status."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.shut_down)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._errand(self._reload_on_signal()))
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGHUP, lambda: self._errand(self._reload_on_signal())
+        )
         await self._leaving.wait()
         await self._stop_modules()
         await self._close()
@@ -256,7 +263,8 @@ class UniversalDaemon:
 
     def _gave_up(self, module_id: str) -> None:
         definition = self.supervisor.fleet.modules[module_id].definition
-        if definition is not None and definition.manifest.on_give_up == "exit":
+        is_vital = definition is not None and definition.manifest.on_give_up == "exit"
+        if is_vital and not self._leaving.is_set():
             log.error("%s has failed for good, and nexusd is not to go on without it", module_id)
             self.exit_status = EXIT_GAVE_UP
             self.shut_down()

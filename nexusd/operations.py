@@ -22,7 +22,7 @@ from nexusd.domain.errors import (
     NotPossible,
     TimedOut,
 )
-from nexusd.domain.fleet import Fleet, Module, ModuleState, Put, Renewal, Want
+from nexusd.domain.fleet import Fleet, Module, ModuleState, Put, Renewal, Want, circle_with
 from nexusd.domain.graph import closure
 from nexusd.domain.manifest import ConfigKey, Definition
 from nexusd.outcomes import Outcomes
@@ -86,7 +86,7 @@ class Operations:
             one for one in sorted(closure(fleet.graph.requires, [module_id])) if not _is_wanted(fleet, one)
         ]
         changed = module.state is not ModuleState.STARTED
-        if changed:
+        if changed or also:
             self._supervisor.handle(Want((*also, module_id), True))
         warning = await self._save_wanted([*also, module_id], True)
         await self._wait(module_id, patience, self._outcomes.is_started)
@@ -139,13 +139,15 @@ class Operations:
         changed = definition.digest != module.definition.digest
         former = _runs(self.module(module_id))
         self._supervisor.handle(Renewal(module_id, definition, beside=chosen == "graceful"))
-        await self._wait(module_id, patience, self._outcomes.is_renewed(former))
+        if self.module(module_id).wanted:
+            await self._wait(module_id, patience, self._outcomes.is_renewed(former))
         reloaded = self.module(module_id)
+        is_done = reloaded.state is ModuleState.STARTED or not reloaded.wanted
         self._configs.tidy(reloaded)
         self._tell("module.reloaded", module_id, reason=chosen)
         return {
             "module_id": module_id,
-            "reloaded": reloaded.state is ModuleState.STARTED,
+            "reloaded": is_done and reloaded.definition == definition,
             "strategy": chosen,
             "generation": reloaded.generation,
             "changed": changed,
@@ -178,7 +180,19 @@ class Operations:
                 reason="; ".join(faults) or "its folder is gone",
                 hint=f"nexusctl check {module.folder}",
             )
+        self._refuse_circle(module, definition)
         return definition
+
+    def _refuse_circle(self, module: Module, definition: Definition) -> None:
+        """Modules that require each other would wait for each other, at the start and at the stop."""
+        circle = circle_with(self._supervisor.fleet, module, definition)
+        if circle is not None:
+            raise NotPossible(
+                f"cannot reload {module.id}: its manifest closes a circle of modules, the one in force stays",
+                module_id=module.id,
+                reason=" → ".join(circle),
+                hint="nexusctl reload the others first, if they changed too",
+            )
 
     # Configuration
 
@@ -214,7 +228,11 @@ class Operations:
             if isinstance(replica.state, lifecycle.Started):
                 told.append(replica.state.run)
                 params = {"key": name, "value": value}
-                await self._control.ask(replica.state.run, "configure", params, CONFIGURE_TIMEOUT_S)
+                try:
+                    await self._control.ask(replica.state.run, "configure", params, CONFIGURE_TIMEOUT_S)
+                except BadValue:  # who refuses keeps the old value, and need not be told it
+                    told.pop()
+                    raise
 
     async def _take_back(self, told: Iterable[str], name: str, previous: Any) -> None:
         for run in told:
@@ -234,7 +252,7 @@ class Operations:
     def _apply(self, module_id: str, key: ConfigKey, told: bool) -> str:
         """How the value reaches the module: it was told, or is started anew from the definition in force."""
         module = self.module(module_id)
-        if not module.is_active or (key.apply == "live" and not told):
+        if not (module.wanted and module.is_active) or (key.apply == "live" and not told):
             return "stored"
         if key.apply == "restart":
             self._supervisor.handle(Renewal(module_id))

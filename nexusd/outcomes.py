@@ -26,6 +26,7 @@ class Outcomes:
             return True
         if not module.wanted:
             raise NotPossible(f"{module.id} was stopped meanwhile", module_id=module.id)
+        _refuse_stuck(module, f"cannot start {module.id}")
         for replica in module.current:
             if (failure := self._failure(module, replica)) is not None:
                 raise failure
@@ -33,9 +34,7 @@ class Outcomes:
 
     @staticmethod
     def is_stopped(module: Module) -> bool:
-        stuck = [replica for replica in module.replicas if isinstance(replica.state, lifecycle.Stuck)]
-        if stuck:
-            raise NotPossible(f"cannot stop {module.id}: {stuck[0].reason}", module_id=module.id)
+        _refuse_stuck(module, f"cannot stop {module.id}")
         if module.wanted:
             raise NotPossible(f"{module.id} was started meanwhile", module_id=module.id)
         return not module.is_active
@@ -44,6 +43,7 @@ class Outcomes:
         def is_reached(module: Module) -> bool:
             if module.refused is not None:
                 raise self._upgrade_refused(module, module.refused)
+            _refuse_stuck(module, f"cannot end the former process of {module.id}")
             if any(replica.run in former for replica in module.replicas):
                 return False
             return self.is_started(module)
@@ -55,7 +55,10 @@ class Outcomes:
         match replica.state:
             case lifecycle.Waiting(obstacle=str(obstacle), lasting=True):
                 return DependencyFailed(
-                    f"cannot start {module.id}: {obstacle}", module_id=module.id, reason=obstacle
+                    f"cannot start {module.id}: {obstacle}",
+                    module_id=module.id,
+                    reason=obstacle,
+                    hint=f"nexusctl status {module.id}",
                 )
             case lifecycle.Stopped() if replica.wanted:
                 return self._start_failed(module, replica)
@@ -95,6 +98,13 @@ class Outcomes:
             exit=exit_shown(exit),
             log=self._logs.tail(successor.name, LOG_LINES),
         )
+
+
+def _refuse_stuck(module: Module, command: str) -> None:
+    """Waiting for a process that the kernel holds may never end."""
+    for replica in module.replicas:
+        if isinstance(replica.state, lifecycle.Stuck):
+            raise NotPossible(f"{command}: {replica.reason}", module_id=module.id)
 
 
 def exit_shown(exit: lifecycle.Exit | None) -> dict[str, Any] | None:

@@ -91,8 +91,14 @@ class Supervisor:
         for action in change.actions:
             self._carry_out(action)
         for observer in self.observers:
-            observer(before, self.fleet, change.touched)
+            self._tell(observer, before, change.touched)
         self._answer_waiters(change.touched)
+
+    def _tell(self, observer: Observer, before: Fleet, touched: frozenset[str]) -> None:
+        try:
+            observer(before, self.fleet, touched)
+        except Exception:
+            log.exception("an observer failed; the fleet goes on")
 
     def _carry_out(self, action: Order | GiveUp) -> None:
         if isinstance(action, GiveUp):

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from nexusd.domain import lifecycle
-from nexusd.domain.graph import Graph
+from nexusd.domain.graph import Graph, cycles
 from nexusd.domain.lifecycle import Moment, Replica
 from nexusd.domain.manifest import Definition, Fault
 
@@ -69,7 +69,7 @@ class Module(Struct, frozen=True):
     def successors(self) -> tuple[Replica, ...]:
         """The replicas of the upgrade that is under way."""
         generation = self.upgrade.generation if self.upgrade else None
-        return tuple(r for r in self.replicas if r.generation == generation)
+        return tuple(r for r in self.replicas if r.generation == generation and r.index < self.count)
 
     def definition_of(self, replica: Replica) -> Definition:
         """What the replica is an instance of, as far as it is still known."""
@@ -82,10 +82,6 @@ class Module(Struct, frozen=True):
     def is_active(self) -> bool:
         """Whether any process of it runs."""
         return any(replica.run is not None for replica in self.replicas)
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        return self.definition.manifest.requires if self.definition else ()
 
     @property
     def state(self) -> ModuleState:
@@ -151,10 +147,32 @@ class Fleet(Struct, frozen=True):
 
 
 def graph_of(modules: Iterable[Module]) -> Graph:
-    valid = [module for module in modules if module.definition is not None]
+    """Of the modules whose manifest is valid."""
+    relations = {module.id: _relations(module) for module in modules if module.definition is not None}
     return Graph(
-        {module.id: module.requires for module in valid},
-        {module.id: module.definition.manifest.after for module in valid if module.definition},
+        {module_id: requires for module_id, (requires, _) in relations.items()},
+        {module_id: after for module_id, (_, after) in relations.items()},
+    )
+
+
+def circle_with(fleet: Fleet, module: Module, definition: Definition) -> tuple[str, ...] | None:
+    """The circle of modules that this definition would close: each would wait for the next for ever."""
+    fresh = replace(module, definition=definition, upgrade=None)
+    circles = cycles(graph_of({**fleet.modules, module.id: fresh}.values()))
+    return circles[0] if circles else None
+
+
+def _relations(module: Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Whom it requires and whom it follows; during an upgrade, in either generation."""
+    if module.definition is None:
+        return (), ()
+    now = module.definition.manifest
+    if module.upgrade is None:
+        return now.requires, now.after
+    soon = module.upgrade.definition.manifest
+    return (
+        tuple(dict.fromkeys((*now.requires, *soon.requires))),
+        tuple(dict.fromkeys((*now.after, *soon.after))),
     )
 
 
@@ -168,6 +186,12 @@ class Put(Struct, frozen=True):
     module: Module | None
 
 
+class Load(Struct, frozen=True):
+    """These modules are new, all at once: the relations between them are worked out once."""
+
+    modules: tuple[Module, ...]
+
+
 class Want(Struct, frozen=True):
     """These modules are to run, or not to: together, so that none is stopped before its dependents."""
 
@@ -176,7 +200,7 @@ class Want(Struct, frozen=True):
 
 
 class Renewal(Struct, frozen=True):
-    """Every replica is stopped and started again; with a definition, as a new generation.
+    """Every replica is stopped and started again; with a definition, as a new generation, if it is to run.
 
     Beside: the new generation is started first, and the old one stopped when all of the new one is ready.
     """
@@ -199,7 +223,7 @@ class News(Struct, frozen=True):
     event: lifecycle.Event
 
 
-FleetEvent = Put | Want | Renewal | Scale | News
+FleetEvent = Put | Load | Want | Renewal | Scale | News
 
 
 class Order(NamedTuple):
@@ -245,6 +269,8 @@ class _Turn:
         match event:
             case Put(module_id, module):
                 self._put(module_id, module)
+            case Load(modules):
+                self._load(modules)
             case Want(module_ids, started):
                 self._want(module_ids, started)
             case Renewal(module_id, None):
@@ -275,9 +301,14 @@ class _Turn:
         before = self.modules.pop(module_id, None)
         if module is not None:
             self.modules[module_id] = module
-        if module is None or before is None or _relations(before) != _relations(module):
-            self.graph = graph_of(self.modules.values())
+        self._relate(module_id, before, module)
         self._touch(module_id)
+
+    def _load(self, modules: Iterable[Module]) -> None:
+        self.modules |= {module.id: module for module in modules}
+        self.graph = graph_of(self.modules.values())
+        for module in modules:
+            self._touch(module.id)
 
     def _want(self, module_ids: Iterable[str], started: bool) -> None:
         modules = [self.modules[module_id] for module_id in module_ids]
@@ -293,12 +324,9 @@ class _Turn:
             self._move(module.id, replica.key, lifecycle.Renew())
 
     def _replace(self, module: Module, definition: Definition) -> None:
-        """The new generation is in force at once; `_fill` stops the old one and makes the new one."""
-        generation = _next_generation(module)
-        fresh = replace(module, definition=definition, generation=generation, since=self._moment.now)
-        self._put(
-            module.id, replace(fresh, wanted=True, asked=True, pending=None, upgrade=None, refused=None)
-        )
+        """The new generation is in force at once; if it is to run, `_fill` stops the old and makes the new one."""
+        fresh = _with_definition(module, definition, _next_generation(module))
+        self._put(module.id, replace(fresh, since=self._moment.now, refused=None))
 
     def _begin_upgrade(self, module: Module, definition: Definition) -> None:
         upgrade = Upgrade(definition, _next_generation(module))
@@ -318,11 +346,8 @@ class _Turn:
         if failed is not None:
             self._store(replace(module, upgrade=None, refused=failed))
         elif len(module.successors) >= module.count and all(map(_is_ready, module.successors)):
-            definition, generation = module.upgrade.definition, module.upgrade.generation
-            self._put(
-                module_id,
-                replace(module, definition=definition, generation=generation, pending=None, upgrade=None),
-            )
+            upgrade = module.upgrade
+            self._put(module_id, _with_definition(module, upgrade.definition, upgrade.generation))
 
     def _fill(self, module_id: str) -> None:
         """Every wanted index has a replica of each generation in force; what is beyond is stopped."""
@@ -336,20 +361,20 @@ class _Turn:
             self._store(_with(self.modules[module_id], fresh))
             self._move(module_id, key, lifecycle.Start())
         for replica in module.replicas:
-            if replica.key not in wanted and replica.wanted:
-                self._move(module_id, replica.key, lifecycle.Stop())
+            if replica.wanted is not (replica.key in wanted):
+                event = lifecycle.Stop() if replica.wanted else lifecycle.Start()
+                self._move(module_id, replica.key, event)
 
     def _stop_in_order(self, module_id: str) -> None:
-        """Dependents that are to stop, too, go first."""
+        """Dependents that are to stop, too, go first; what has no process needs no turn."""
         module = self.modules[module_id]
         if module.wanted:
             return
         dependents = (*self.graph.required_by.get(module_id, ()), *self.graph.before.get(module_id, ()))
         others = (self.modules[one] for one in dependents if one in self.modules)
-        if any(other.is_active and not other.wanted for other in others):
-            return
+        too_early = any(other.is_active and not other.wanted for other in others)
         for replica in module.replicas:
-            if replica.wanted:
+            if replica.wanted and (replica.run is None or not too_early):
                 self._move(module_id, replica.key, lifecycle.Stop())
 
     def _admit(self, module_id: str) -> None:
@@ -377,10 +402,11 @@ class _Turn:
         others = (r for r in module.replicas if r.index == replica.index and r.key != replica.key)
         if not beside and any(other.run is not None for other in others):
             return lifecycle.Hold("waits for the former generation to end", False)
-        for required in module.requires:
+        manifest = module.definition_of(replica).manifest
+        for required in manifest.requires:
             if (held := _requirement(required, self.modules.get(required))) is not None:
                 return held
-        for earlier in self.graph.after.get(module.id, ()):
+        for earlier in manifest.after:
             other = self.modules.get(earlier)
             if other is not None and other.wanted and _is_on_its_way(other):
                 return lifecycle.Hold(f"waits for {earlier} to be started", False)
@@ -407,12 +433,25 @@ class _Turn:
         if module.state is not before.state:
             module = replace(module, since=self._moment.now)
         self.modules[module.id] = module
+        self._relate(module.id, before, module)
         self._touch(module.id)
+
+    def _relate(self, module_id: str, before: Module | None, after: Module | None) -> None:
+        if before and after and _relations(before) == _relations(after):
+            return
+        self._queue.extend(self.graph.neighbours(module_id))  # who was one may no longer have to wait
+        self.graph = graph_of(self.modules.values())
 
     def _touch(self, module_id: str) -> None:
         self.touched.add(module_id)
         self._queue.append(module_id)
         self._queue.extend(self.graph.neighbours(module_id))
+
+
+def _with_definition(module: Module, definition: Definition, generation: int) -> Module:
+    """The module with a definition that was read from its folder just now: what was wrong there is past."""
+    fresh = replace(module, definition=definition, generation=generation, faults=(), gone=False)
+    return replace(fresh, pending=None, upgrade=None)
 
 
 def _next_generation(module: Module) -> int:
@@ -434,11 +473,6 @@ def _with(module: Module, replica: Replica) -> Module:
     """The module with this replica in place of the one with its key, or as a new one."""
     others = tuple(other for other in module.replicas if other.key != replica.key)
     return replace(module, replicas=tuple(sorted((*others, replica), key=lambda one: one.key)))
-
-
-def _relations(module: Module) -> tuple[Any, ...]:
-    manifest = module.definition.manifest if module.definition else None
-    return (manifest.requires, manifest.after) if manifest else ()
 
 
 def _is_on_its_way(module: Module) -> bool:

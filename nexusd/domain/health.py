@@ -3,6 +3,7 @@
 Pure: the facts are gathered elsewhere.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -48,26 +49,25 @@ def health_of(module: Module) -> tuple[Health, tuple[str, ...]]:
 
 
 def statistics(modules: Iterable[Module]) -> Statistics:
-    healths = [health_of(module)[0] for module in modules if module.definition is not None]
-    return Statistics(
-        len(healths),
-        healths.count(Health.HEALTHY),
-        healths.count(Health.DEGRADED),
-        healths.count(Health.UNHEALTHY),
-    )
+    return counted(health_of(module)[0] for module in modules if module.definition is not None)
+
+
+def counted(healths: Iterable[Health]) -> Statistics:
+    found = Counter(healths)
+    return Statistics(found.total(), found[Health.HEALTHY], found[Health.DEGRADED], found[Health.UNHEALTHY])
 
 
 def readiness(modules: Iterable[Module]) -> Readiness:
     """Ready when every critical module is healthy and at most MOST_UNHEALTHY of all are unhealthy."""
     loaded = [module for module in modules if module.definition is not None]
-    counted = statistics(loaded)
+    figures = statistics(loaded)
     reasons = [
         f"critical module {one.id} is {health_of(one)[0]}" for one in critical(loaded) if not is_healthy(one)
     ]
-    if counted.total and counted.unhealthy / counted.total > MOST_UNHEALTHY:
-        reasons.append(f"{counted.unhealthy} of {counted.total} modules are unhealthy")
-    ratio = counted.healthy / counted.total if counted.total else 1.0
-    return Readiness(not reasons, tuple(reasons), counted, round(ratio, 2))
+    if figures.total and figures.unhealthy / figures.total > MOST_UNHEALTHY:
+        reasons.append(f"{figures.unhealthy} of {figures.total} modules are unhealthy")
+    ratio = figures.healthy / figures.total if figures.total else 1.0
+    return Readiness(not reasons, tuple(reasons), figures, round(ratio, 2))
 
 
 def critical(modules: Iterable[Module]) -> list[Module]:

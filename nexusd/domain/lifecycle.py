@@ -308,12 +308,19 @@ def _enter(replica: Replica, state: State, moment: Moment, **changes: Any) -> Re
 
 
 def _start(replica: Replica, _event: Event, _policy: Policy, moment: Moment) -> Step:
-    history = replace(replica.history, in_a_row=0, times=())
+    history = _cleared(replica.history)
     return _enter(replica, Waiting(), moment, wanted=True, history=history, reason=None), ()
 
 
 def _want(replica: Replica, _event: Event, _policy: Policy, _moment: Moment) -> Step:
-    return replace(replica, wanted=True), ()
+    state = replica.state
+    if isinstance(state, Stopping | Stuck):
+        state = replace(state, failure=None)  # what follows is the start that was asked for, no further try
+    return replace(replica, wanted=True, state=state, history=_cleared(replica.history)), ()
+
+
+def _cleared(history: History) -> History:
+    return replace(history, in_a_row=0, times=())
 
 
 def _call_off(replica: Replica, _event: Event, _policy: Policy, moment: Moment) -> Step:
@@ -325,7 +332,8 @@ def _unwant(replica: Replica, _event: Event, _policy: Policy, _moment: Moment) -
 
 
 def _stop(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
-    asked = replace(replica, wanted=isinstance(event, Renew), reason=None)
+    history = _cleared(replica.history) if isinstance(event, Renew) else replica.history
+    asked = replace(replica, wanted=isinstance(event, Renew), reason=None, history=history)
     return _terminate(asked, policy.stop_signal, None, policy, moment)
 
 
@@ -393,9 +401,8 @@ def _too_slow(replica: Replica, _event: Event, policy: Policy, moment: Moment) -
 
 def _silent(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
     # SIGABRT as systemd sends it: a core dump shows where it hung (systemd.service(5), WatchdogSignal=).
-    return _terminate(
-        replica, signal.SIGABRT, f"no WATCHDOG=1 within {policy.watchdog_s:g} s", policy, moment
-    )
+    failure = f"no WATCHDOG=1 within {policy.watchdog_s:g} s"
+    return _terminate(_calmed(replica, policy, moment), signal.SIGABRT, failure, policy, moment)
 
 
 def _kill(replica: Replica, _event: Event, _policy: Policy, moment: Moment) -> Step:
@@ -416,9 +423,11 @@ def _wait_is_over(replica: Replica, _event: Event, _policy: Policy, moment: Mome
 
 
 def _ended_before_ready(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
-    """A clean exit before READY is a failed start too."""
+    """A clean exit before READY is a failed start too. What it said last is most likely why."""
     assert isinstance(event, Exited)
-    return _try_again(replica, event, f"{event.exit.description} before it was ready", policy, moment)
+    how = event.exit.description if event.exit.cause else f"{event.exit.description} before it was ready"
+    reason = f"{replica.status_text} ({how})" if replica.status_text else how
+    return _try_again(replica, event, reason, policy, moment)
 
 
 def _ended(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
@@ -428,7 +437,14 @@ def _ended(replica: Replica, event: Event, policy: Policy, moment: Moment) -> St
         return _enter(remembered, Stopped(), moment, reason="ended by itself, exit status 0"), (
             Forget(event.run),
         )
-    return _try_again(replica, event, event.exit.description, policy, moment)
+    return _try_again(_calmed(replica, policy, moment), event, event.exit.description, policy, moment)
+
+
+def _calmed(replica: Replica, policy: Policy, moment: Moment) -> Replica:
+    """What has run long enough begins with short waits again."""
+    ran_s = moment.now - replica.since
+    in_a_row = 0 if ran_s >= policy.restart.backoff.reset_after else replica.history.in_a_row
+    return replace(replica, history=replace(replica.history, in_a_row=in_a_row))
 
 
 def _ended_as_asked(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
@@ -443,12 +459,8 @@ def _ended_as_asked(replica: Replica, event: Event, policy: Policy, moment: Mome
 def _try_again(replica: Replica, event: Exited, reason: str, policy: Policy, moment: Moment) -> Step:
     """Back off, or give up when the policy or the intensity says so."""
     forget = (Forget(event.run),)
-    calm = (
-        isinstance(replica.state, Started)
-        and moment.now - replica.since >= policy.restart.backoff.reset_after
-    )
     replica = _remember(replica, event.exit, moment)
-    history = replace(replica.history, in_a_row=0) if calm else replica.history
+    history = replica.history
     intensity = policy.restart.intensity
     if policy.restart.policy == "never":
         return _enter(replica, Failed(), moment, reason=reason), forget
@@ -470,7 +482,9 @@ TRANSITIONS: dict[tuple[type[State], type[Event]], Callable[[Replica, Event, Pol
     (Stopped, Start): _start,
     (Stopped, Stop): _unwant,
     (Stopped, Renew): _start,
+    (Waiting, Start): _want,
     (Waiting, Stop): _call_off,
+    (Waiting, Renew): _want,
     (Waiting, Hold): _hold,
     (Waiting, Admit): _admit,
     (Starting, Start): _want,
@@ -501,6 +515,7 @@ TRANSITIONS: dict[tuple[type[State], type[Event]], Callable[[Replica, Event, Pol
     (Stuck, Start): _want,
     (Stuck, Stop): _unwant,
     (Stuck, Renew): _want,
+    (Stuck, NeverSpawned): _never_spawned,
     (Stuck, Exited): _ended_as_asked,
     (Backoff, Start): _start,
     (Backoff, Stop): _call_off,

@@ -8,7 +8,6 @@ import ctypes  # noqa: F401  (loaded before the fork: the title is written throu
 import fcntl
 import json
 import os
-import pwd
 import resource
 import signal
 import socket
@@ -21,18 +20,24 @@ Launch = dict[str, Any]
 
 FIRST_FD = 3  # LISTEN_FDS begin here (sd_listen_fds(3)); the control socket follows them
 _ASIDE = 200  # descriptors wait up here while the low numbers are given out
+_UMASK = 0o022
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _LIMITS = {"files": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_DATA}
 
 
 def fork(launch: Launch, fds: list[int], title: Title) -> tuple[int, socket.socket]:
-    """The pid of a child that waits, and the gate: `open_gate` lets it go.
+    """The pid of a child that waits, and the gate: `open_gate` lets it go. Raises OSError.
 
-    launch: argv, or python (`file:Class`) and folder; environment, directory, and if given user, group,
-    limits, umask. fds: the log's writing end, the control socket, then the listening sockets.
+    launch: argv, or python (`file:Class`) and folder; environment, directory, and if given limits and user:
+    uid, gid, groups. fds: the log's writing end, the control socket, then the listening sockets.
     """
     gate, child_gate = socket.socketpair()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        gate.close()
+        child_gate.close()
+        raise
     if pid == 0:
         gate.close()
         _be_born(launch, fds, child_gate, title)
@@ -61,11 +66,11 @@ def _be_born(launch: Launch, fds: list[int], gate: socket.socket, title: Title) 
         os.setsid()
         _reset_signals()
         gate = _lay_out(fds, gate)
-        os.umask(launch.get("umask", 0o022))
+        os.umask(_UMASK)
         step = "limits"
         _limit(launch.get("limits", {}))
         step = "user"
-        _change_user(launch)
+        _change_user(launch.get("user"))
         step = "directory"
         os.chdir(launch["directory"])
         environment = _environment(launch, len(fds) - 2)
@@ -73,8 +78,7 @@ def _be_born(launch: Launch, fds: list[int], gate: socket.socket, title: Title) 
             os._exit(0)  # the keeper died before it could write us down: then we never were
         step = "exec"
         if "python" in launch:
-            gate.close()
-            _become_host(launch, environment, title)
+            _become_host(launch, environment, title, gate)
         argv = launch["argv"]
         os.execve(_program(argv[0], environment), argv, environment)
     except BaseException as error:  # nothing may unwind into the keeper's own loop
@@ -83,20 +87,25 @@ def _be_born(launch: Launch, fds: list[int], gate: socket.socket, title: Title) 
 
 
 def _tell(gate: socket.socket, step: str, error: BaseException) -> None:
-    number = error.errno if isinstance(error, OSError) else None
-    reason = os.strerror(number) if number else f"{type(error).__name__}: {error}"
-    about = str(error.filename) if isinstance(error, OSError) and error.filename else None
+    refusal: dict[str, Any] = {
+        "step": step,
+        "errno": None,
+        "reason": f"{type(error).__name__}: {error}",
+        "about": None,
+    }
+    if isinstance(error, OSError):
+        about = str(error.filename) if error.filename else None
+        refusal |= {"errno": error.errno, "reason": error.strerror or str(error), "about": about}
     try:
-        gate.send(json.dumps({"step": step, "errno": number, "reason": reason, "about": about}).encode())
+        gate.send(json.dumps(refusal).encode())
     except OSError:
         pass  # the keeper is gone, nobody is left to be told
 
 
 def _reset_signals() -> None:
-    for number in (*_IGNORED_BY_PYTHON, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (*_IGNORED_BY_PYTHON, signal.SIGCHLD, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _lay_out(fds: list[int], gate: socket.socket) -> socket.socket:
@@ -121,21 +130,13 @@ def _limit(limits: dict[str, int]) -> None:
         resource.setrlimit(kind, (ceiling, hard if name == "files" else ceiling))
 
 
-def _change_user(launch: Launch) -> None:
-    user, group = launch.get("user"), launch.get("group")
-    if user is None and group is None:
+def _change_user(user: dict[str, Any] | None) -> None:
+    if user is None:
         return
-    uid, gid = os.getuid(), os.getgid()
-    if user is not None:
-        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-        uid, gid = entry.pw_uid, entry.pw_gid
-        launch["environment"] |= {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
-        if os.getuid() == 0:
-            os.initgroups(entry.pw_name, gid)
-    if group is not None:
-        gid = launch["gid"]
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    if os.getuid() == 0:
+        os.setgroups(user["groups"])
+    os.setresgid(user["gid"], user["gid"], user["gid"])
+    os.setresuid(user["uid"], user["uid"], user["uid"])
 
 
 def _environment(launch: Launch, listening: int) -> dict[str, str]:
@@ -157,12 +158,14 @@ def _program(name: str, environment: dict[str, str]) -> str:
     raise FileNotFoundError(2, "not found in PATH", name)
 
 
-def _become_host(launch: Launch, environment: dict[str, str], title: Title) -> NoReturn:
+def _become_host(launch: Launch, environment: dict[str, str], title: Title, gate: socket.socket) -> NoReturn:
     from nexusd.keeper import host  # noqa: PLC0415  (warm already; cold keepers never pay for it)
 
     os.environ.clear()
     os.environ.update(environment)
     name = f"{environment['NEXUS_MODULE_ID']}#{environment['NEXUS_REPLICA']}"
     title.show(name.rpartition("/")[2], f"nexus: {name}")
+    title.carry(environment["NEXUS_RUN"])
     sys.argv = [launch["python"]]
+    gate.close()
     host.run(launch["python"], launch["folder"])

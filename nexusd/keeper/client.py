@@ -6,10 +6,11 @@ the keeper is gone, `welcome` once a keeper, old or new, has told its whole tabl
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
-import pwd
+import resource
 import signal
 import socket
 import sys
@@ -20,11 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexusd.keeper import protocol
-from nexusd.keeper.protocol import Message
+from nexusd.keeper.proctable import RUN_ROOM
+from nexusd.keeper.protocol import MOST_FDS, Message, Outbox, TooLong
 
 PIPE_BYTES = 1 << 20
 HUNG_S = 10.0
-PING_S = 2.0
+_LEAVE_S = 2.0  # how long a dismissed keeper may take to hear of it
 _RESTART_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 _OWN_VARIABLES = (
     "NOTIFY_SOCKET",
@@ -45,28 +47,37 @@ log = logging.getLogger("nexusd.keeper")
 
 @dataclass(slots=True)
 class _Run:
-    """What a new keeper needs to take a run over."""
+    """What a new keeper needs to take a run over, and what is to be removed in the end."""
 
     fds: tuple[int, ...]  # log, notify
+    paths: tuple[str, ...]  # of the sockets that were bound for it
     entry: Message | None = None
     running: bool = False
     notices: Message | None = None
 
 
 class KeeperClient:
-    def __init__(self, runtime: str, stderr_path: str, hear: Callable[[Message], None]) -> None:
+    """Its methods are to be called from the event loop's thread. hung_s: how long a keeper may be silent."""
+
+    def __init__(
+        self, runtime: str, stderr_path: str, hear: Callable[[Message], None], hung_s: float = HUNG_S
+    ) -> None:
         self._runtime = runtime
         self._stderr_path = stderr_path
         self._hear = hear
+        self._hung_s = hung_s
+        self._soft_files = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sock: socket.socket | None = None
-        self._outbox: deque[tuple[bytes, tuple[int, ...], tuple[int, ...]]] = deque()
+        self._outbox = Outbox()
         self._runs: dict[str, _Run] = {}
         self._notes: dict[str, str] = {}
         self._held: dict[str, int] = {}
         self._statuses: dict[int, int] = {}
         self._restarts: deque[float] = deque(maxlen=len(_RESTART_S))
         self._asked_at: float | None = None
+        self._heard_at = 0.0
+        self._welcomed = False
         self._leaving = False
         self.pid: int | None = None
         self.latency_s: float | None = None
@@ -82,21 +93,37 @@ class KeeperClient:
         """Connect to the keeper that is there, or start one. Its table follows through `hear`."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        self._soft_files = _raise_file_limit()
         sock = self._find() or self._start()
         self._use(sock)
-        self._loop.call_later(PING_S, self._ping)
+        self._loop.call_later(self._hung_s / 5, self._ping)
 
     def _path(self) -> str:
         return os.path.join(self._runtime, "keeper.sock")
 
     def _find(self) -> socket.socket | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)  # a keeper that hangs, and has too many waiting, must not hang us
         try:
             sock.connect(self._path())
         except (FileNotFoundError, ConnectionRefusedError):
             sock.close()
             return None
+        except OSError:
+            sock.close()
+            raise
+        self.pid = self._pid_of_keeper(sock)
         return sock
+
+    def _pid_of_keeper(self, sock: socket.socket) -> int | None:
+        """It listens there once it runs; before that the pid is of the nexusd that started it."""
+        pid, _ = protocol.peer(sock)
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                title = file.read().rstrip(b"\0")
+        except OSError:
+            return None
+        return pid if title and f"nexus-keeper {self._runtime}".encode().startswith(title) else None
 
     def _start(self) -> socket.socket:
         """Listen for the keeper, then start it: the connection is there before its first line ran."""
@@ -108,20 +135,22 @@ class KeeperClient:
             server.bind(self._path())
         finally:
             os.umask(before)
-        server.listen(4)
-        pid = _spawn_keeper(self._runtime, server, self._stderr_path)
+        server.listen()
+        pid = _spawn_keeper(self._runtime, server, self._stderr_path, self._soft_files)
         server.close()
         log.info("keeper started, pid %d", pid)
         sock = self._find()
+        self.pid = pid
         if sock is None:
             raise ConnectionRefusedError(f"the keeper does not answer at {self._path()}")
         return sock
 
     def _use(self, sock: socket.socket) -> None:
         assert self._loop is not None
-        sock.setblocking(False)
         self._sock = sock
         self._asked_at = None
+        self._heard_at = time.monotonic()
+        self._welcomed = False
         self._loop.add_reader(sock, self._read)
         for key, run in self._runs.items():
             if run.entry is not None:
@@ -137,18 +166,21 @@ class KeeperClient:
         """Replace the keeper. What it had not told is asked of the new one; the runs themselves go on."""
         if self._sock is None or self._loop is None:
             return
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
-        self._sock.close()
-        self._sock = None
-        for _, _, closing in self._outbox:
-            protocol.close_all(closing)
-        self._outbox.clear()
+        self._hang_up()
         if self._leaving:
             return
         log.warning("keeper lost (%s): a new one takes its runs over", why)
         self._hear({"say": "lost", "why": why})
         self._loop.call_later(self._restart_delay_s(), self._restart)
+
+    def _hang_up(self) -> None:
+        if self._sock is not None and self._loop is not None:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
+            self._sock = None
+        self._welcomed = False
+        self._outbox.clear()
 
     def _restart_delay_s(self) -> float:
         now = time.monotonic()
@@ -169,33 +201,52 @@ class KeeperClient:
     def close(self) -> None:
         """Leave the keeper and its runs alone; a later nexusd finds them."""
         self._leaving = True
-        if self._sock is not None and self._loop is not None:
-            self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
-            self._sock.close()
-            self._sock = None
+        self._hang_up()
+        for run in self._runs.values():
+            protocol.close_all(run.fds)
+        protocol.close_all(tuple(self._held.values()))
+        self._runs.clear()
+        self._held.clear()
+        if self._loop is not None:
+            self._loop.remove_signal_handler(signal.SIGCHLD)
 
     def dismiss(self) -> None:
-        """Tell the keeper to go; what it has not been told to end runs on."""
+        """Tell the keeper to go, and see that it hears it; what it has not been told to end runs on."""
         self._leaving = True
         self._say({"say": "leave"})
+        if self._sock is not None and self._outbox:
+            self._sock.settimeout(_LEAVE_S)
+            with contextlib.suppress(OSError):  # it is gone, or hangs: then it is found by the next nexusd
+                self._outbox.flush(self._sock)
 
     # What it is asked
 
     def spawn(self, key: str, launch: Message, listening: Iterable[str] = ()) -> None:
-        """Start a run. launch: see `birth.fork`, and log, notify_path, control_path, uid. Raises OSError, TooLong."""
-        log_read, log_write = _log_pipe()
-        opened = [log_read, log_write]
+        """Start a run. launch: see `birth.fork`, and log, notify_path, control_path, uid. Raises OSError, TooLong.
+
+        Before a keeper has told its table nothing is started: the table would not have the run, and with
+        its `welcome` the run would be started a second time.
+        """
+        if not self._welcomed:
+            return
+        opened: list[int] = []
+        paths = (launch["notify_path"], launch["control_path"])
+        uid = (launch.get("user") or {}).get("uid", os.getuid())
         try:
-            opened.append(_bound(socket.SOCK_DGRAM, launch["notify_path"], launch.get("uid")))
-            opened.append(_bound(socket.SOCK_STREAM, launch["control_path"], launch.get("uid")))
+            opened += _log_pipe(uid)
+            opened.append(_bound(socket.SOCK_DGRAM, paths[0], uid))
+            opened.append(_bound(socket.SOCK_STREAM, paths[1], uid))
             shared = [self._held[name] for name in listening]
-            packet = protocol.encode({"say": "spawn", "run": key, "launch": launch})
+            if len(opened) + len(shared) > MOST_FDS:
+                raise TooLong(f"{len(shared)} listening sockets: {MOST_FDS - len(opened)} can be handed over")
+            self._send({"say": "spawn", "run": key, "launch": launch}, (*opened, *shared))
         except BaseException:
             protocol.close_all(opened)
+            _unlink(paths)
             raise
-        self._runs[key] = _Run((opened[0], opened[2]))
-        self._send(packet, (*opened, *shared), (opened[1], opened[3]))
+        log_read, log_write, notify, control = opened
+        protocol.close_all((log_write, control))
+        self._runs[key] = _Run((log_read, notify), paths)
 
     def signal(self, key: str, number: int, leader_only: bool = False) -> None:
         self._say({"say": "signal", "run": key, "signal": number, "leader_only": leader_only})
@@ -204,9 +255,15 @@ class KeeperClient:
         self._say({"say": "kill", "run": key})
 
     def forget(self, key: str) -> None:
+        self._drop(key)
+        self._say({"say": "forget", "run": key})
+
+    def _drop(self, key: str) -> None:
         if (run := self._runs.pop(key, None)) is not None:
             protocol.close_all(run.fds)
-        self._say({"say": "forget", "run": key})
+            _unlink(run.paths)
+            if run.entry is not None:
+                self._statuses.pop(run.entry["pid"], None)
 
     def note(self, name: str, text: str | None) -> None:
         """Have the keeper remember a line of text for the nexusd that comes after us."""
@@ -238,30 +295,31 @@ class KeeperClient:
         self._say({"say": "warm"})
 
     def _say(self, message: Message, fds: tuple[int, ...] = ()) -> None:
-        self._send(protocol.encode(message), fds, ())
+        try:
+            self._send(message, fds)
+        except TooLong as error:
+            log.error("the keeper can't be told: %s", error)
 
-    def _send(self, packet: bytes, fds: tuple[int, ...], closing: tuple[int, ...]) -> None:
-        if self._sock is None:  # the next keeper is told the whole state anyway
-            protocol.close_all(closing)
-            return
-        self._outbox.append((packet, fds, closing))
-        if len(self._outbox) == 1:
-            self._flush()
+    def _send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        """Descriptors may be closed after this. Raises TooLong, OSError when none is free."""
+        packet = protocol.encode(message)
+        if self._sock is None or self._loop is None:
+            return  # the next keeper is told the whole state anyway
+        try:
+            self._outbox.send(self._sock, packet, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the reader sees the end, and what it was told before
+        if self._outbox:
+            self._loop.add_writer(self._sock, self._flush)
 
     def _flush(self) -> None:
         assert self._sock is not None and self._loop is not None
         try:
-            while self._outbox:
-                packet, fds, closing = self._outbox[0]
-                protocol.send(self._sock, packet, fds)
-                self._outbox.popleft()
-                protocol.close_all(closing)
-        except BlockingIOError:
-            self._loop.add_writer(self._sock, self._flush)
-            return
+            self._outbox.flush(self._sock)
         except OSError:
-            return  # the reader sees the end and what it was told before
-        self._loop.remove_writer(self._sock)
+            self._outbox.clear()  # as above
+        if not self._outbox:
+            self._loop.remove_writer(self._sock)
 
     # What it says
 
@@ -280,6 +338,7 @@ class KeeperClient:
             if received is None:
                 self._lost("its connection ended")
                 return
+            self._heard_at = time.monotonic()
             self._take(*received)
 
     def _take(self, message: Message, fds: list[int]) -> None:
@@ -302,23 +361,32 @@ class KeeperClient:
             case "exited" if message["status"] is None:
                 message["status"] = self._status_of(message["run"])
             case "welcome":
-                self.pid = message["pid"]
+                self._welcome(message)
             case "pong":
                 self._pong(message)
                 return
         self._hear(message)
 
     def _remember(self, message: Message, fds: list[int]) -> None:
-        """A row of the table. Descriptors of runs that we know are held already."""
-        key = message["run"]
+        """A row of the table. A keeper that found the run by itself has made it a new notify socket."""
+        key, entry = message["run"], message["entry"]
         known = self._runs.get(key)
-        if known is not None:
-            protocol.close_all(fds)
+        if known is not None and not fds:
             fds = list(known.fds)
-        self._runs[key] = _Run(tuple(fds), message["entry"], message["running"], message["notices"])
+        elif known is not None:
+            protocol.close_all(known.fds)
+        paths = (entry["notify_path"], entry["control_path"])
+        self._runs[key] = _Run(tuple(fds), paths, entry, message["running"], message["notices"])
         ended = message["ended"]
         if ended is not None and ended["status"] is None:
             ended["status"] = self._status_of(key)
+
+    def _welcome(self, message: Message) -> None:
+        """What the former keeper never started stands in no table: its descriptors are let go."""
+        self.pid = message["pid"]
+        self._welcomed = True
+        for key in [key for key, run in self._runs.items() if run.entry is None]:
+            self._drop(key)
 
     def _take_held(self, name: str, fd: int) -> None:
         if name in self._held:
@@ -329,17 +397,20 @@ class KeeperClient:
     # Is it alive, and who died
 
     def _ping(self) -> None:
-        """A keeper that does not answer for HUNG_S is killed and replaced: nothing it holds is lost by that."""
+        """A keeper that says nothing for so long is killed and replaced: nothing it holds is lost by that."""
         if self._leaving or self._loop is None:
             return
         now = time.monotonic()
-        if self._asked_at is None:
+        if self._sock is None:
+            pass
+        elif self._asked_at is None:
             self._asked_at = now
             self._say({"say": "ping", "id": now})
-        elif now - self._asked_at > HUNG_S and self.pid is not None and self._sock is not None:
+        elif now - max(self._asked_at, self._heard_at) > self._hung_s and self.pid is not None:
             log.error("keeper %d has not answered for %.0f s: killed", self.pid, now - self._asked_at)
-            os.kill(self.pid, signal.SIGKILL)
-        self._loop.call_later(PING_S, self._ping)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self._loop.call_later(self._hung_s / 5, self._ping)
 
     def _pong(self, message: Message) -> None:
         if message["id"] is not None:
@@ -360,25 +431,34 @@ class KeeperClient:
                 self._statuses[pid] = status
 
     def _status_of(self, key: str) -> int | None:
-        """The wait status of a run that was ours to reap; None, unknown, where it was somebody else's."""
+        """The wait status of a run that was ours to reap; None, unknown, where it was somebody else's.
+
+        Kept until it is forgotten: a new keeper may tell the end twice, as news and in its table.
+        """
         self._reap()
         run = self._runs.get(key)
-        return None if run is None or run.entry is None else self._statuses.pop(run.entry["pid"], None)
+        return None if run is None or run.entry is None else self._statuses.get(run.entry["pid"])
 
 
-def _log_pipe() -> tuple[int, int]:
+def _log_pipe(uid: int) -> tuple[int, int]:
     """The writing end is opened for reading too: then it never breaks, even while nobody holds the other end."""
     reading, writing = os.pipe()
     try:
         both = os.open(f"/proc/self/fd/{writing}", os.O_RDWR | os.O_CLOEXEC)
+        if uid != os.getuid():
+            os.fchown(both, uid, -1)  # or its user could not open /dev/stdout
+    except OSError:
+        os.close(reading)
+        raise
     finally:
         os.close(writing)
     if os.getuid() == 0:  # others have 64 MiB of pipes in all (pipe(7), pipe-user-pages-soft)
-        fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        with contextlib.suppress(OSError):  # nor root, in a container, may have more than pipe-max-size
+            fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     return reading, both
 
 
-def _bound(kind: socket.SocketKind, path: str, uid: int | None) -> int:
+def _bound(kind: socket.SocketKind, path: str, uid: int) -> int:
     """A socket of the run's own at `path`, for its user alone."""
     sock = socket.socket(socket.AF_UNIX, kind)
     before = os.umask(0o177)
@@ -386,15 +466,29 @@ def _bound(kind: socket.SocketKind, path: str, uid: int | None) -> int:
         sock.bind(path)
     finally:
         os.umask(before)
-    if uid is not None and uid != os.getuid():
+    if uid != os.getuid():
         os.chown(path, uid, -1)
     if kind == socket.SOCK_STREAM:
         sock.listen(16)
     return sock.detach()
 
 
-def _spawn_keeper(runtime: str, server: socket.socket, stderr_path: str) -> int:
+def _unlink(paths: Iterable[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _raise_file_limit() -> int:
+    """Two descriptors a run, and the API's connections, are more than the usual 1,024. Returns what was."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
+
+
+def _spawn_keeper(runtime: str, server: socket.socket, stderr_path: str, files: int) -> int:
     environment = {name: value for name, value in os.environ.items() if name not in _OWN_VARIABLES}
+    environment["NEXUS_RUN"] = RUN_ROOM
     arguments = [sys.executable, "-P", "-c", _PROGRAM, "--runtime", runtime, "--listen-fd", "3"]
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions: list[Any] = [
@@ -408,15 +502,11 @@ def _spawn_keeper(runtime: str, server: socket.socket, stderr_path: str) -> int:
         actions.pop()
     return os.posix_spawn(
         sys.executable,
-        arguments,
+        [*arguments, "--files", str(files)],
         environment,
         file_actions=actions,
         setsid=True,
         setsigmask=(),
-        setsigdef=(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE),
+        # All: what nexusd was started with ignored (nohup, a shell's background job) no module should have so.
+        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
     )
-
-
-def user_id(name: str) -> int:
-    """Raises KeyError for a user that this host does not know."""
-    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid

@@ -31,6 +31,7 @@ from nexusd.keeper.module_control import Control, Hooks
 from nexusd.sdk import HOOKS, Module, Surroundings
 
 _FIRST_LISTENING_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+_UNNAMED = "unknown"
 _READY_RETRY_S = 0.05
 
 
@@ -327,8 +328,7 @@ def _control_fd() -> int | None:
 def listening_sockets() -> dict[str, socket.socket]:
     """The sockets of sd_listen_fds(3) by name; no socket when LISTEN_PID is somebody else's.
 
-    Colons part the names, so a `listen` entry without a name of its own ("tcp:127.0.0.1:80") cannot be
-    told apart from three names. Sockets then go by their address, written as the manifest writes it.
+    One without a name ("unknown", as systemd has it) goes by its address, written as the manifest writes it.
     """
     count, names, pid = (os.environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
     if not count or pid != str(os.getpid()):
@@ -338,7 +338,10 @@ def listening_sockets() -> dict[str, socket.socket]:
         os.set_inheritable(fd, False)
     found = [socket.socket(fileno=fd) for fd in fds]
     named = names.split(":")
-    return dict(zip(named if len(named) == len(found) else map(_address, found), found, strict=True))
+    if len(named) != len(found):
+        named = [_UNNAMED] * len(found)
+    pairs = zip(named, found, strict=True)
+    return {_address(sock) if name == _UNNAMED else name: sock for name, sock in pairs}
 
 
 def _address(listening: socket.socket) -> str:

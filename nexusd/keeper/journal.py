@@ -4,6 +4,7 @@ It lets a new keeper find the runs when the old one and nexusd were both killed:
 before its first instruction. It decides nothing; a line that was cut by the crash is passed over.
 """
 
+import errno
 import json
 import os
 from typing import Any
@@ -14,6 +15,8 @@ COMPACT_BYTES = 4 << 20
 
 
 class Journal:
+    """Each writer raises OSError when the disk does not take it; what was written before stays readable."""
+
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = -1
@@ -25,24 +28,23 @@ class Journal:
         notes: dict[str, str] = {}
         try:
             with open(self.path, "rb") as file:
-                lines = file.read().splitlines()
+                lines = file.read().split(b"\n")
         except FileNotFoundError:
             return runs, notes
         for line in lines:
             try:
-                entry = json.loads(line)
-            except ValueError:
+                _apply(json.loads(line), runs, notes)
+            except (ValueError, TypeError, KeyError):
                 continue  # the last line of a keeper that was killed while it wrote
-            _apply(entry, runs, notes)
         return runs, notes
 
     def rewrite(self, runs: dict[str, Entry], notes: dict[str, str]) -> None:
         """Put the present state in place of the history."""
-        lines = [json.dumps({"run": entry}) for entry in runs.values()]
-        lines += [json.dumps({"note": name, "text": text}) for name, text in notes.items()]
+        lines = [_line({"run": entry}) for entry in runs.values()]
+        lines += [_line({"note": name, "text": text}) for name, text in notes.items()]
         fresh = f"{self.path}.new"
-        with open(fresh, "w") as file:
-            file.writelines(line + "\n" for line in lines)
+        with open(fresh, "wb", opener=_private) as file:
+            file.writelines(lines)
         os.replace(fresh, self.path)
         self.close()
 
@@ -73,8 +75,20 @@ class Journal:
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._size = os.fstat(self._fd).st_size
-        line = json.dumps(entry).encode() + b"\n"
-        self._size += os.write(self._fd, line)
+        line = _line(entry)
+        written = os.write(self._fd, line)
+        if written < len(line):  # else the next line would be spoilt, too
+            os.ftruncate(self._fd, self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+        self._size += written
+
+
+def _line(entry: Entry) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _apply(entry: Entry, runs: dict[str, Entry], notes: dict[str, str]) -> None:
@@ -82,7 +96,7 @@ def _apply(entry: Entry, runs: dict[str, Entry], notes: dict[str, str]) -> None:
         runs[entry["run"]["key"]] = entry["run"]
     elif "gone" in entry:
         runs.pop(entry["gone"], None)
-    elif entry.get("text") is None:
-        notes.pop(entry.get("note", ""), None)
+    elif entry["text"] is None:
+        notes.pop(entry["note"], None)
     else:
         notes[entry["note"]] = entry["text"]

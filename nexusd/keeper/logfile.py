@@ -1,15 +1,19 @@
-"""One log file of a replica: takes bytes in large pieces, turns the file over between two lines.
+"""One log file of a replica: moves bytes from the replica's pipe to disk, turns the file over between two lines.
 
-It decides where a file ends and what happens when the disk takes no more; who reads the pipe is the keeper's.
+It decides where a file ends and what happens when the disk takes no more; when the pipe is looked at is the
+keeper's. The kernel moves the bytes itself (splice): a keeper that is killed has none of them in its hands.
 """
 
-import errno
+import ctypes
 import os
 import time
+from collections.abc import Callable
 
+PIECE_BYTES = 1 << 20
 HELD_BYTES = 4 << 20  # what is kept in memory while the disk takes nothing
 RETRY_S = 1.0
-_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_LOOK_BYTES = 1 << 16  # how far ahead the end of a line is looked for at a time
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LogFile:
@@ -17,98 +21,150 @@ class LogFile:
 
     def __init__(self, path: str, max_bytes: int, files: int) -> None:
         self.path = path
-        self.max_bytes = max_bytes
-        self.files = max(files, 1)
+        self.bound(max_bytes, files)
         self.written = 0  # bytes since this keeper opened it
         self.lost = 0  # bytes dropped since the last line that says so
         self.trouble: str | None = None
         self._held = bytearray()
         self._retry_at = 0.0
         self._fd = -1
-        self._size = 0
-        self._full = False
-        self._attempt(b"")
 
-    def write(self, piece: bytes | memoryview) -> None:
-        """Never raises and never blocks on a full disk: bytes are held, and past HELD_BYTES counted as lost."""
+    def bound(self, max_bytes: int, files: int) -> None:
+        self.max_bytes = max_bytes
+        self.files = max(files, 1)
+
+    @property
+    def held(self) -> int:
+        """Bytes that are in memory only."""
+        return len(self._held)
+
+    def take(self, pipe: int) -> int:
+        """Move up to PIECE_BYTES, return how many; 0: nobody writes any more. Raises BlockingIOError: none yet.
+
+        A disk that takes nothing keeps nobody from writing: bytes are held, past HELD_BYTES counted as lost.
+        """
         if self.trouble is None:
-            self._attempt(piece)
-            return
+            try:
+                return self._splice(pipe)
+            except BlockingIOError:
+                raise
+            except OSError:  # the disk is full, or the file system cannot splice
+                self._retry_at = 0.0
+        piece = os.read(pipe, PIECE_BYTES)
         self._hold(piece)
-        if time.monotonic() >= self._retry_at:
-            self._attempt(b"")
+        self.retry()
+        return len(piece)
 
-    def close(self) -> None:
-        if self._held:
-            self._attempt(b"")
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _attempt(self, piece: bytes | memoryview) -> None:
-        if self._held:
-            piece = b"".join((self._held, self._confession(), piece))
-            self._held.clear()
-        rest = memoryview(piece)
+    def retry(self) -> None:
+        """Write what is held, when that is due again."""
+        if time.monotonic() < self._retry_at:
+            return
         try:
-            if self._fd < 0:
-                self._open()
-            while rest:
-                rest = rest[self._append(rest) :]
+            self._write_held()
             self.trouble = None
         except OSError as error:
-            if error.errno not in _PASSING and not isinstance(error, FileNotFoundError | PermissionError):
-                raise
             self.trouble = f"{self.path}: {error.strerror}"
             self._retry_at = time.monotonic() + RETRY_S
-            self._hold(rest)
 
-    def _hold(self, piece: bytes | memoryview) -> None:
-        room = HELD_BYTES - len(self._held)
-        self._held += piece[:room]
-        self.lost += len(piece) - min(room, len(piece))
+    def close(self) -> None:
+        """What is held and can't be written now is lost."""
+        if self._held:
+            self._retry_at = 0.0
+            self.retry()
+        self._close_file()
 
-    def _confession(self) -> bytes:
-        if not self.lost:
-            return b""
-        lost, self.lost = self.lost, 0
-        return b"\n[nexus-keeper: %d bytes lost here: %s]\n" % (lost, (self.trouble or "").encode())
-
-    def _append(self, piece: memoryview) -> int:
-        """Write at most to the end of the line with which the file is full. Returns the bytes written."""
-        if self._full:
+    def _splice(self, pipe: int) -> int:
+        size = self._present_size()
+        count = self._room(size, lambda: _peek(pipe))
+        if count == 0:
             self._turn_over()
-        cut = len(piece)
-        if self._size + cut >= self.max_bytes:
-            cut = self._line_end(piece, max(self.max_bytes - self._size - 1, 0))
-        written = os.write(self._fd, piece[:cut])
-        self._size += written
-        self.written += written
-        # A "line" of twice the file's bound is cut all the same: the bound is a promise too.
-        whole_line = written > 0 and piece[written - 1] == 0x0A
-        self._full = self._size >= self.max_bytes and (whole_line or self._size >= 2 * self.max_bytes)
-        return written
+            return self._splice(pipe)
+        moved = os.splice(
+            pipe, self._fd, min(count, PIECE_BYTES), offset_dst=size, flags=os.SPLICE_F_NONBLOCK
+        )
+        self.written += moved
+        return moved
 
-    @staticmethod
-    def _line_end(piece: memoryview, at: int) -> int:
-        """Just past the first newline at or after `at`; the whole piece when the line goes on beyond it."""
-        found = bytes(piece[at:]).find(b"\n")
-        return len(piece) if found < 0 else at + found + 1
+    def _write_held(self) -> None:
+        while self._held:
+            size = self._present_size()
+            count = self._room(size, lambda: bytes(self._held[:_LOOK_BYTES]))
+            if count == 0:
+                self._turn_over()
+                continue
+            written = os.pwrite(self._fd, self._held[:count], size)
+            self.written += written
+            del self._held[:written]
+            if not self._held and self.lost:
+                self._confess()
+
+    def _hold(self, piece: bytes) -> None:
+        """Once something is lost all that follows is, until the gap can be told where it is."""
+        room = 0 if self.lost else HELD_BYTES - len(self._held)
+        self._held += piece[:room]
+        self.lost += len(piece[room:])
+
+    def _confess(self) -> None:
+        self._held += b"\n[nexus-keeper: %d bytes lost here: %s]\n" % (self.lost, str(self.trouble).encode())
+        self.lost = 0
+
+    def _room(self, size: int, ahead: Callable[[], bytes]) -> int:
+        """The bytes that the file still takes: up to its bound, then to the end of the line; 0: it is full."""
+        if size < self.max_bytes:
+            return self.max_bytes - size
+        # A "line" of twice the file's bound is cut all the same: the bound is a promise too.
+        if size >= 2 * self.max_bytes or os.pread(self._fd, 1, size - 1) == b"\n":
+            return 0
+        coming = ahead()
+        line_end = coming.find(b"\n") + 1
+        return line_end or min(max(len(coming), 1), 2 * self.max_bytes - size)
 
     def _turn_over(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Raises OSError at any step; the next try goes on from there."""
+        number = self.files
+        while os.path.exists(f"{self.path}.{number}"):  # more than remain by the present bound
+            os.unlink(f"{self.path}.{number}")
+            number += 1
         for number in range(self.files - 1, 0, -1):
             older = self.path if number == 1 else f"{self.path}.{number - 1}"
             if os.path.exists(older):
                 os.replace(older, f"{self.path}.{number}")
         if self.files == 1:
             os.unlink(self.path)
-        self._open()
-        self._full = False
+        self._close_file()
 
-    def _open(self) -> None:
-        os.makedirs(os.path.dirname(self.path), mode=0o750, exist_ok=True)
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        self._size = os.fstat(self._fd).st_size
+    def _present_size(self) -> int:
+        """Opens the file if need be: at first, after a turn, and when somebody has removed it."""
+        if self._fd >= 0:
+            found = os.fstat(self._fd)
+            if found.st_nlink > 0:
+                return found.st_size
+            self._close_file()
+        self._fd = _open(self.path)
+        return os.fstat(self._fd).st_size
+
+    def _close_file(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _open(path: str) -> int:
+    # Not O_APPEND, into which splice is EINVAL; to be read, too: how the last line ends.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o640)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
+        return os.open(path, flags, 0o640)
+
+
+def _peek(pipe: int) -> bytes:
+    """What comes next in a pipe, without taking it out: tee(2) into a pipe of our own. b"": nothing."""
+    reading, writing = os.pipe()
+    try:
+        count = _libc.tee(pipe, writing, _LOOK_BYTES, os.SPLICE_F_NONBLOCK)
+        return os.read(reading, count) if count > 0 else b""
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -6,10 +6,11 @@ It decides which processes are members of a run; what is done to them is the kee
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+RUN_ROOM = "-" * 200  # the keeper's own NEXUS_RUN, to be written over in whom it forks
 
 
 class Stat(NamedTuple):
@@ -33,59 +34,89 @@ def stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text[text.rindex(b")") + 2 :].split()  # the name in parentheses may hold anything
-    return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
+    state = fields[0].decode()
+    if state == "Z" and fields[17] != b"1":  # its main thread has ended, others go on
+        state = "S"
+    return Stat(pid, state, int(fields[1]), int(fields[3]), int(fields[19]))
 
 
-def children() -> set[int]:
-    """The pids of this process's children, zombies too: one read, however many processes the host has."""
-    with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-        return {int(pid) for pid in file.read().split()}
+def children(pid: int) -> list[int]:
+    """The pids of a process's children, zombies too; [] when it is gone. Each of its threads has a list."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found.extend(map(int, file.read().split()))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
 
 
-def carries_run(pid: int, run: str) -> bool:
-    """Whether the process was started with NEXUS_RUN naming this run."""
+class Stray(NamedTuple):
+    """A process that has lost its parent, and the run that the NEXUS_RUN in its environment names."""
+
+    process: Stat
+    run: str | None
+
+
+def stray(process: Stat) -> Stray:
+    return Stray(process, _run_in_environment(process.pid))
+
+
+def _run_in_environment(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"NEXUS_RUN={run}".encode() in file.read().split(b"\0")
+            variables = file.read().split(b"\0")
     except OSError:  # gone meanwhile, or not ours to read
-        return False
+        return None
+    named = (entry for entry in variables if entry.startswith(b"NEXUS_RUN="))
+    return next(named, b"").partition(b"=")[2].decode(errors="replace") or None
 
 
-def members(run: str, leader: Stat, orphans: set[int]) -> list[Stat]:
+def members(run: str, leader: Stat, strays: Callable[[], list[Stray]]) -> list[Stat]:
     """The living processes of a run: its leader, all descendants, and those that got away from it.
 
-    A process that double-forked is among `orphans` (it was handed to the subreaper) and is known by the
-    session it kept or by the NEXUS_RUN in its environment. One that dropped both is not found here.
+    The strays of the run are known by the session they kept or by the NEXUS_RUN in their environment; one that
+    dropped both is not found here. They are asked for after the descendants: who dies between the two leaves
+    its children among them.
     """
-    table = {entry.pid: entry for entry in _processes()}
-    offspring: dict[int, list[int]] = {}
-    for entry in table.values():
-        offspring.setdefault(entry.ppid, []).append(entry.pid)
-    holder = table.get(leader.pid)
+    holder = stat(leader.pid)
     # A pid is free again once no process and no session uses it: then its new holder is a stranger.
-    ours = holder is None or holder.start_ticks == leader.start_ticks
-    found: dict[int, None] = {}
-    queue = [leader.pid] if ours else []
-    for entry in table.values():
-        stray = entry.pid in orphans or entry.ppid == 1
-        if (ours and entry.session == leader.pid) or (stray and carries_run(entry.pid, run)):
-            queue.append(entry.pid)
+    is_ours = holder is None or holder.start_ticks == leader.start_ticks
+    found: dict[int, Stat] = {}
+    if is_ours:
+        _add_with_descendants(leader.pid, found)
+    for process, named in strays():
+        if named == run or (is_ours and process.session == leader.pid):
+            _add_with_descendants(process.pid, found)
+    return [process for process in found.values() if process.state not in "ZX"]
+
+
+def _add_with_descendants(pid: int, found: dict[int, Stat]) -> None:
+    queue = [pid]
     while queue:
         pid = queue.pop()
-        if pid in table and pid not in found:
-            found[pid] = None
-            queue.extend(offspring.get(pid, ()))
-    return [table[pid] for pid in found if table[pid].state not in "ZX"]
+        if pid not in found and (process := stat(pid)) is not None:
+            found[pid] = process
+            queue.extend(children(pid))
 
 
-def _processes() -> Iterator[Stat]:
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (entry := stat(int(name))) is not None:
-            yield entry
+def parentless() -> list[Stray]:
+    """Processes whose parent is init or one above this one: to whom the kernel hands orphans (prctl(2))."""
+    foster = {1, *_ancestors()}
+    everybody = (stat(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return [stray(process) for process in everybody if process is not None and process.ppid in foster]
+
+
+def _ancestors() -> Iterator[int]:
+    pid = os.getppid()
+    while pid > 1 and (process := stat(pid)) is not None:
+        yield pid
+        pid = process.ppid
 
 
 def send_signal(process: Stat, number: int) -> bool:
-    """Signal this very process, never another that got its pid since; False when it is gone."""
+    """Signal this very process, never another that got its pid since; False: it is gone, or not ours to end."""
     try:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
@@ -96,7 +127,7 @@ def send_signal(process: Stat, number: int) -> bool:
             return False
         signal.pidfd_send_signal(pidfd, number)
         return True
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     finally:
         os.close(pidfd)
@@ -110,14 +141,18 @@ def become_subreaper() -> None:
 
 
 class Title:
-    """This process's command line as ps shows it: the memory that argv lies in, which a fork inherits."""
+    """This process as /proc shows it: the memory that argv and the environment lie in, which a fork inherits."""
 
     def __init__(self) -> None:
         with open("/proc/self/stat", "rb") as file:
             text = file.read()
         fields = text[text.rindex(b")") + 2 :].split()
-        self._start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end
+        self._start, end, env_start, env_end = map(int, fields[45:49])  # arg_start and so on, proc(5)
         self._room = end - self._start
+        free = f"NEXUS_RUN={RUN_ROOM}".encode()
+        self._run_room = len(free)
+        place = ctypes.string_at(env_start, env_end - env_start).find(free)
+        self._run_start = env_start + place if place >= 0 else None
 
     def show(self, comm: str, title: str) -> None:
         """Set both names; a longer one is cut (comm: 15 bytes, title: the room that argv had)."""
@@ -125,3 +160,9 @@ class Title:
             file.write(comm)
         line = title.encode()[: self._room - 1].ljust(self._room, b"\0")
         ctypes.memmove(self._start, line, self._room)
+
+    def carry(self, run: str) -> None:
+        """Have `stray` know this process, and all that it forks without exec, by its run."""
+        mark = f"NEXUS_RUN={run}".encode()
+        if self._run_start is not None and len(mark) <= self._run_room:
+            ctypes.memmove(self._run_start, mark.ljust(self._run_room, b"\0"), self._run_room)

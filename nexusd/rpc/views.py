@@ -4,8 +4,9 @@ A module's row is encoded once and kept until the module changes, since everybod
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -123,38 +124,49 @@ def _instance(replica: Replica, log: str) -> dict[str, Any]:
     }
 
 
+class _Row(NamedTuple):
+    """What the page needs of one module, worked out when the module changed."""
+
+    module: Module
+    encoded: bytes
+    state: str
+    health: health.Health
+
+
 class StatusPage:
     """The daemon's status with a row for each module; only what changed since the last call is made anew."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, tuple[Module, bytes]] = {}
+        self._rows: dict[str, _Row] = {}
         self._fleet: Fleet | None = None
         self._parts: dict[str, Any] = {}
 
     def parts(self, fleet: Fleet) -> dict[str, Any]:
         """`modules` and `health` of the answer, encoded."""
         if fleet is not self._fleet:
-            modules = fleet.modules.values()
-            self._rows = {module.id: self._row(module) for module in modules}
-            self._parts = {"modules": self._modules(fleet), "health": _health(fleet)}
+            self._rows = {
+                module_id: self._row(fleet.modules[module_id]) for module_id in sorted(fleet.modules)
+            }
+            self._parts = {"modules": self._modules(), "health": self._health()}
             self._fleet = fleet
         return self._parts
 
-    def _row(self, module: Module) -> tuple[Module, bytes]:
+    def _row(self, module: Module) -> _Row:
         known = self._rows.get(module.id)
-        return known if known is not None and known[0] is module else (module, _encode(summary(module)))
+        if known is not None and known.module is module:
+            return known
+        return _Row(module, _encode(summary(module)), str(module.state), health.health_of(module)[0])
 
-    def _modules(self, fleet: Fleet) -> msgspec.Raw:
-        states = [str(module.state) for module in fleet.modules.values()]
+    def _modules(self) -> msgspec.Raw:
+        rows = self._rows.values()
         head = {
-            "total_discovered": len(states),
-            "total_loaded": sum(module.definition is not None for module in fleet.modules.values()),
-            "by_state": {state: states.count(state) for state in sorted(set(states))},
+            "total_discovered": len(rows),
+            "total_loaded": sum(row.module.definition is not None for row in rows),
+            "by_state": dict(sorted(Counter(row.state for row in rows).items())),
         }
-        rows = b",".join(self._rows[module_id][1] for module_id in sorted(self._rows))
-        return msgspec.Raw(_encode(head)[:-1] + b',"items":[' + rows + b"]}")
+        items = b",".join(row.encoded for row in rows)
+        return msgspec.Raw(_encode(head)[:-1] + b',"items":[' + items + b"]}")
 
-
-def _health(fleet: Fleet) -> msgspec.Raw:
-    counted = health.statistics(fleet.modules.values())
-    return msgspec.Raw(_encode({"statistics": counted}))
+    def _health(self) -> msgspec.Raw:
+        loaded = (row.health for row in self._rows.values() if row.module.definition is not None)
+        return msgspec.Raw(_encode({"statistics": health.counted(loaded)}))

@@ -5,13 +5,13 @@ Implements `ports.Configs`. The file is the module's user's alone: values may be
 
 import json
 import os
-import pwd
 from glob import escape, glob
 
 from nexusd.domain.errors import NotPossible
 from nexusd.domain.fleet import Module
 from nexusd.domain.manifest import Definition
 from nexusd.domain.settings import effective
+from nexusd.system.users import uid_of
 
 
 class ConfigFiles:
@@ -42,7 +42,7 @@ class ConfigFiles:
         with open(descriptor, "w", encoding="utf-8") as file:
             json.dump(effective(manifest, module.configured), file)
             if manifest.run.user is not None:
-                os.fchown(descriptor, _uid(manifest.run.user), -1)
+                os.fchown(descriptor, uid_of(manifest.run.user), -1)
         os.replace(fresh, path)
 
     def tidy(self, module: Module) -> None:
@@ -51,10 +51,3 @@ class ConfigFiles:
         kept |= {self.path(module.id, replica.generation) for replica in module.replicas}
         for path in set(glob(escape(self._stem(module.id)) + ".[0-9]*.json")) - kept:
             os.unlink(path)
-
-
-def _uid(user: str) -> int:
-    try:
-        return int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
-    except KeyError:
-        raise OSError(f"there is no user {user!r}") from None

@@ -16,6 +16,7 @@ from nexusd.domain.fleet import Fleet, Module
 from nexusd.domain.lifecycle import Replica
 
 KEPT = 2000
+SAVE_S = 0.25  # history may lose this much when nexusd is killed; what is wanted may not, and is stored apart
 Event = dict[str, Any]
 Subscriber = Callable[[Event], None]
 Save = Callable[[Iterable[tuple[int, str]]], Awaitable[None]]
@@ -31,6 +32,7 @@ class EventLog:
         self._subscribers: set[Subscriber] = set()
         self._unsaved: list[Event] = []
         self._saving: asyncio.Task[None] | None = None
+        self._leaving = asyncio.Event()
 
     def observe(self, before: Fleet, after: Fleet, touched: frozenset[str]) -> None:
         for module_id in touched:
@@ -63,13 +65,23 @@ class EventLog:
         return lambda: self._subscribers.discard(subscriber)
 
     async def flush(self) -> None:
+        """Have all that happened stored before this returns."""
+        self._leaving.set()
         while self._saving is not None:
             await asyncio.wait([self._saving])
 
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(SAVE_S):
+                await self._leaving.wait()
+        except TimeoutError:
+            pass
+
     async def _save_soon(self) -> None:
-        """Whatever has come together while the disk was busy goes in one transaction."""
+        """Whatever comes together in a while, or while the disk was busy, goes in one transaction."""
         try:
             while self._unsaved:
+                await self._pause()
                 batch, self._unsaved = self._unsaved, []
                 await self._save((event["seq"], json.dumps(event)) for event in batch)
         except NexusError as error:
@@ -115,6 +127,8 @@ def _replica_changes(before: Replica | None, after: Replica) -> Iterator[Event]:
 
 def _log(event: Event) -> None:
     level = logging.WARNING if event["to"] in ("failed", "backoff", "stuck") else logging.INFO
+    if event["kind"] == "module.loaded" or (event["kind"] == "module.state" and event["to"] == "starting"):
+        level = logging.DEBUG
     passing = event["to"] in ("waiting", "starting", "stopping") and event["reason"] is None
     if event["kind"] == "replica.state" and passing:
         level = logging.DEBUG

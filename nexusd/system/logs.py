@@ -5,12 +5,13 @@ Implements `ports.Logs`. It follows a file over its rotation; it never writes on
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 CHUNK = 1 << 16
 FOLLOW_S = 0.1
 LONGEST_READ = 1 << 20
+MOST_FILES = 100  # of a replica, the older ones are not looked at
 
 Push = Callable[[str, list[str]], None]
 
@@ -28,11 +29,11 @@ class LogFolder:
         """The last lines, over the rotated files if need be, at most LONGEST_READ bytes; [] without a file."""
         path = self.path(replica_name)
         found: list[str] = []
-        for number in range(100):
-            part = _last_lines(path if number == 0 else f"{path}.{number}", lines - len(found))
-            if part is None:
+        for number, file in enumerate(_files(path)):
+            part = _last_lines(file, lines - len(found))
+            if part is None and number > 0:
                 break
-            found = part + found
+            found = (part or []) + found
             if len(found) >= lines:
                 break
         return found[-lines:] if lines else []
@@ -49,17 +50,19 @@ class Follower:
         self._path = path
         self._file: int | None = None
         self._rest = b""
-        self._open()
+        newest = next((one for one in _files(path) if _identity(one)), path)
+        self._open(newest)
         if self._file is not None:
             os.lseek(self._file, 0, os.SEEK_END)
 
     def read(self) -> list[str]:
-        """What has come since the last call; after a rotation first the old file's end, then the new file."""
+        """What has come since the last call, over as many rotations as there were."""
         lines = self._read_open()
-        if self._was_rotated():
-            lines += self._read_open()
+        while (following := self._following()) is not None:
+            while rest := self._read_open():
+                lines += rest
             self.close()
-            self._open()
+            self._open(following)
             lines += self._read_open()
         return lines
 
@@ -68,21 +71,23 @@ class Follower:
             os.close(self._file)
             self._file = None
 
-    def _open(self) -> None:
+    def _open(self, path: str) -> None:
         try:
-            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._file = None
 
-    def _was_rotated(self) -> bool:
-        try:
-            there = os.stat(self._path)
-        except FileNotFoundError:
-            return False
-        if self._file is None:
-            return True
-        mine = os.fstat(self._file)
-        return (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino)
+    def _following(self) -> str | None:
+        """The file that was begun after the open one; None while the open one is the last."""
+        mine = _identity(self._file) if self._file is not None else None
+        newer: str | None = None
+        for path in _files(self._path):
+            if (there := _identity(path)) is None:
+                continue
+            if there == mine:
+                return newer
+            newer = path
+        return newer  # the oldest: there was none before, or ours is deleted already
 
     def _read_open(self) -> list[str]:
         if self._file is None:
@@ -127,3 +132,19 @@ def _read_back(file: int, lines: int) -> bytes:
         data = os.pread(file, end - start, start) + data
         end = start
     return data if end == 0 else data.partition(b"\n")[2]
+
+
+def _files(path: str) -> Iterator[str]:
+    """Where the files of a replica may be, newest first. After a turn the first is there with the next byte."""
+    yield path
+    for number in range(1, MOST_FILES):
+        yield f"{path}.{number}"
+
+
+def _identity(file: str | int) -> tuple[int, int] | None:
+    """Device and inode; None when there is no such file."""
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

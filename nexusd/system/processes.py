@@ -5,18 +5,19 @@ from the manifest; forking is the keeper's.
 """
 
 import os
-import pwd
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
 from nexusd.domain import runs
+from nexusd.domain.addresses import parse_listen
 from nexusd.domain.fleet import Module
 from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Manifest
 from nexusd.ports import Configs, Logs
 from nexusd.system.listening import open_socket, socket_name
+from nexusd.system.users import User, look_up
 
 # nexusd's own, which mean something else, or nothing, to a module (sd_notify(3), sd_listen_fds(3)).
 OWN_PREFIXES = ("NEXUS_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
@@ -59,21 +60,19 @@ class ReplicaProcesses:
     def spawn(self, run: str, replica: Replica, module: Module) -> None:
         definition = module.definition_of(replica)
         manifest = definition.manifest
+        user = look_up(manifest.run.user, manifest.run.group)
         self._configs.write(module, definition, replica.generation)
         names = self._listening(module.id, manifest)
         launch = {
             **self._program(module.folder, manifest),
-            "environment": self._environment(run, replica, module.folder, manifest),
+            "environment": self._environment(run, replica, module.folder, manifest, user),
             "directory": os.path.join(module.folder, manifest.run.directory or ""),
             "limits": _limits(manifest),
-            "user": manifest.run.user,
-            "group": manifest.run.group,
+            "user": _change_of_user(user),
             "log": self._log(replica, manifest),
             "notify_path": self.socket_path(run, "notify"),
             "control_path": self.socket_path(run, "control"),
         }
-        if manifest.run.user is not None:
-            launch["uid"] = _user(manifest.run.user).pw_uid
         self._keeper.spawn(run, launch, names)
 
     def terminate(self, run: str, signal: int) -> None:
@@ -121,8 +120,12 @@ class ReplicaProcesses:
             return {"argv": [run.interpreter, self._host_program, run.python, folder]}
         return {"python": run.python, "folder": folder}
 
-    def _environment(self, run: str, replica: Replica, folder: str, manifest: Manifest) -> dict[str, str]:
+    def _environment(
+        self, run: str, replica: Replica, folder: str, manifest: Manifest, user: User | None
+    ) -> dict[str, str]:
         environment = dict(self._inherited)
+        if user is not None and user.name is not None and user.home is not None:
+            environment |= {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
         if manifest.run.environment_file is not None:
             environment |= read_environment(os.path.join(folder, manifest.run.environment_file))
         environment |= manifest.run.environment
@@ -182,16 +185,13 @@ def _limits(manifest: Manifest) -> dict[str, int]:
     return {name: int(value) for name, value in wanted.items() if value is not None}
 
 
-def _user(name: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
-    except KeyError:
-        raise ValueError(f"there is no user {name!r}") from None
+def _change_of_user(user: User | None) -> dict[str, Any] | None:
+    return None if user is None else {"uid": user.uid, "gid": user.gid, "groups": user.groups}
 
 
 def _fd_name(entry: str) -> str:
-    name, equals, _ = entry.partition("=")
-    return name if equals and ":" not in name else entry.replace(":", "_")
+    """Colons part the names in LISTEN_FDNAMES; a socket without one is "unknown" (sd_listen_fds(3))."""
+    return parse_listen(entry).name or "unknown"
 
 
 def exit_of(status: int | None, refusal: Mapping[str, Any] | None) -> Exit:

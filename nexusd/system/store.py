@@ -88,10 +88,19 @@ class SqliteStore:
         await self._write("INSERT OR REPLACE INTO configured VALUES (?, ?, ?)", [row])
 
     async def append_events(self, events: Iterable[tuple[int, str]]) -> None:
+        """History need not survive a power cut to the last event: no waiting for the disk."""
         rows = list(events)
-        await self._write("INSERT OR REPLACE INTO events VALUES (?, ?)", rows)
-        oldest = rows[-1][0] - KEPT_EVENTS
-        await self._write("DELETE FROM events WHERE seq <= ?", [(oldest,)])
+
+        def append() -> None:
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            try:
+                with self._database:
+                    self._database.executemany("INSERT OR REPLACE INTO events VALUES (?, ?)", rows)
+                    self._database.execute("DELETE FROM events WHERE seq <= ?", (rows[-1][0] - KEPT_EVENTS,))
+            finally:
+                self._database.execute("PRAGMA synchronous = FULL")
+
+        await self._in_thread(append)
 
     async def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         def write() -> None:

@@ -1,0 +1,126 @@
+"""A run as the keeper knows it: one process of a module, from its fork until nexusd forgets it.
+
+It holds what belongs to the run; what happens to it is decided in `process`.
+"""
+
+import os
+import socket
+import stat
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexusd.keeper import proctable
+from nexusd.keeper.protocol import ENTRY, Message, check_fields
+
+NOTICE_BYTES = 4096
+_NOTICES_AT_ONCE = 64
+# Of what sd_notify(3) knows: no module can fill our memory with words of its own.
+_NOTICES = frozenset(("READY", "STATUS", "WATCHDOG", "RELOADING", "STOPPING", "MONOTONIC_USEC", "ERRNO"))
+_ENTRY = ("key", "pid", "start_ticks", "log", "notify_path", "control_path", "pipe")
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    key: str
+    pid: int
+    start_ticks: int
+    log: Message  # path, max_bytes, files
+    notify_path: str
+    control_path: str
+    pipe: int = 0  # inode of its log pipe
+    is_child: bool = True
+    log_fd: int = -1
+    notify: socket.socket | None = None
+    gate: socket.socket | None = None
+    pidfd: int = -1
+    notices: dict[str, str] = field(default_factory=dict)  # the last of each kind
+    refusal: Message | None = None
+    running: bool = False
+    # {"status": wait status or None when unknown, "at": monotonic seconds}: of its first process, then of all
+    ending: Message | None = None
+    ended: Message | None = None
+
+    def entry(self) -> Message:
+        """What the journal keeps."""
+        return {name: getattr(self, name) for name in _ENTRY}
+
+    def told(self) -> Message:
+        """The run as the table tells it."""
+        return {
+            "say": "run",
+            "run": self.key,
+            "entry": self.entry(),
+            "running": self.running,
+            "notices": self.notices,
+            "ended": self.ended,
+            "refusal": self.refusal,
+        }
+
+    @property
+    def log_path(self) -> str:
+        return str(self.log["path"])
+
+    def process(self) -> proctable.Stat:
+        return proctable.Stat(self.pid, "", 0, 0, self.start_ticks)
+
+    def is_alive(self) -> bool:
+        found = proctable.stat(self.pid)
+        return found is not None and found.start_ticks == self.start_ticks and found.state not in "ZX"
+
+    def shared_fds(self) -> tuple[int, ...]:
+        """What nexusd holds, too."""
+        return (self.log_fd, self.notify.fileno()) if self.notify is not None and self.log_fd >= 0 else ()
+
+    def take_notices(self) -> dict[str, str]:
+        """What has come on the notify socket, the last of each kind; a bounded number, so that others have a turn."""
+        fresh: dict[str, str] = {}
+        assert self.notify is not None
+        try:
+            for _ in range(_NOTICES_AT_ONCE):
+                fresh |= _notices(self.notify.recv(NOTICE_BYTES))
+        except BlockingIOError:
+            pass
+        self.notices |= fresh
+        return fresh
+
+
+def _notices(datagram: bytes) -> dict[str, str]:
+    pairs = (line.partition("=") for line in datagram.decode(errors="replace").splitlines())
+    return {name: value for name, sign, value in pairs if sign and name in _NOTICES}
+
+
+def from_entry(entry: Message, **more: Any) -> Run:
+    """A run that an earlier keeper started. Raises ValueError for an entry that this version can't read."""
+    check_fields("", entry, ENTRY)
+    return Run(**{name: entry[name] for name in _ENTRY if name in entry}, is_child=False, **more)
+
+
+def find_log_pipe(run: Run) -> int | None:
+    """The reading end of the pipe that a living run writes its log to, found through /proc; None: out of reach."""
+    for process in (run.pid, *proctable.children(run.pid)):
+        for number in (1, 2):
+            path = f"/proc/{process}/fd/{number}"
+            try:
+                found = os.stat(path)
+                if stat.S_ISFIFO(found.st_mode) and found.st_ino == run.pipe:
+                    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:  # gone, closed, or not ours to see
+                continue
+    return None
+
+
+def bind_again(path: str) -> int:
+    """A new notify socket in the place of one that died with its holders, for the same user alone."""
+    owner = os.getuid()
+    if os.path.exists(path):
+        owner = os.stat(path).st_uid
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    before = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
+    if owner != os.getuid():
+        os.chown(path, owner, -1)
+    return sock.detach()

@@ -1,0 +1,623 @@
+"""What commands do, and what the operator is told when they can't. All adapters are fakes; nobody sleeps."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from nexusd.domain import lifecycle
+from nexusd.domain.errors import (
+    BadValue,
+    DependencyFailed,
+    NexusError,
+    NoSuchModule,
+    NotPossible,
+    StartFailed,
+    TimedOut,
+)
+from nexusd.domain.fleet import Module, ModuleState, News, Put, Scale, Want
+from nexusd.domain.lifecycle import Exit
+from nexusd.domain.manifest import Definition, Fault
+from nexusd.operations import Operations, Patience
+from nexusd.supervisor import Supervisor
+from tests.fakes import (
+    CLEAN,
+    CRASH,
+    FakeClock,
+    FakeConfigs,
+    FakeControl,
+    FakeLogs,
+    FakeProcesses,
+    FakeStore,
+    definition,
+    module,
+)
+
+BUS, ECHO, GREETER = "substrate/bus", "mesh/echo", "mesh/greeter"
+PATIENT, IMPATIENT, AT_ONCE = Patience(), Patience(timeout_s=0.01), Patience(wait=False)
+FULL = NotPossible("the disk is full")
+KEYS = {
+    "rate": {"type": "int", "default": 10, "min": 1, "max": 100, "apply": "live"},
+    "token": {"type": "str", "default": "none", "apply": "live", "secret": True},
+    "peers": {"type": "list", "default": [], "apply": "restart"},
+    "mode": {"type": "str", "default": "slow", "apply": "reload"},
+}
+
+
+class House:
+    """bus ← echo, greeter. What a command waits for is brought about by `meanwhile`, once it waits."""
+
+    def __init__(self) -> None:
+        self.clock, self.processes = FakeClock(), FakeProcesses()
+        self.store, self.control, self.logs, self.configs = (
+            FakeStore(),
+            FakeControl(),
+            FakeLogs(),
+            FakeConfigs(),
+        )
+        self.on_disk: dict[str, Definition | None] = {}
+        self.signalled: list[tuple[str, int]] = []
+        self.told: list[tuple[str, str, str | None]] = []
+        self.supervisor = Supervisor(self.processes, self.clock, lambda _module_id: None)
+        self.operations = Operations(
+            self.supervisor,
+            self.store,
+            self.control,
+            self.logs,
+            self.configs,
+            self.reread,
+            lambda run, number: self.signalled.append((run.partition("@")[0], number)),
+            lambda kind, module_id, reason=None: self.told.append((kind, module_id, reason)),
+        )
+        self.put(BUS)
+        self.put(ECHO, requires=[BUS], config=KEYS)
+        self.put(GREETER, requires=[BUS])
+
+    async def reread(self, one: Module) -> Definition | None:
+        return self.on_disk.get(one.id, one.definition)
+
+    def put(self, module_id: str, **manifest: Any) -> None:
+        self.supervisor.handle(Put(module_id, module(module_id, **manifest)))
+
+    def put_invalid(self, module_id: str) -> None:
+        fault = Fault("module.toml", "run", "exactly one of python and exec", "neither")
+        self.supervisor.handle(Put(module_id, replace(module(module_id), definition=None, faults=(fault,))))
+
+    def module(self, module_id: str) -> Module:
+        return self.supervisor.fleet.modules[module_id]
+
+    def state(self, module_id: str) -> ModuleState:
+        return self.module(module_id).state
+
+    def tell(
+        self, module_id: str, kind: Any, *more: Any, index: int = 0, generation: int | None = None
+    ) -> None:
+        key = (index, generation or self.module(module_id).generation)
+        run = next(one.run for one in self.module(module_id).replicas if one.key == key)
+        self.supervisor.handle(News(module_id, key, kind(run, *more)))
+
+    def ready(self, *module_ids: str) -> None:
+        for module_id in module_ids:
+            self.tell(module_id, lifecycle.Ready)
+
+    def exits(self, module_id: str, exit: Exit = CRASH, **which: int) -> None:
+        self.tell(module_id, lifecycle.Exited, exit, **which)
+
+    def is_running(self, *module_ids: str) -> None:
+        """Started by hand before the story begins."""
+        self.supervisor.handle(Want(module_ids, True))
+        self.ready(*module_ids)
+        self.processes.log.clear()
+
+    def is_stuck(self, module_id: str) -> None:
+        self.is_running(module_id)
+        self.supervisor.handle(Want((module_id,), False))
+        self.clock.advance(20, self.supervisor)
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def outcome(command: Awaitable[dict[str, Any]], *meanwhile: Callable[[], None]) -> dict[str, Any]:
+    """The command's answer, when each of these happens while it waits."""
+
+    async def story() -> dict[str, Any]:
+        task = asyncio.ensure_future(command)
+        for happen in meanwhile:
+            for _ in range(5):
+                await asyncio.sleep(0)  # not a pause: lets the command reach the point where it waits
+            assert not task.done(), f"did not wait: {task}"
+            happen()
+        return await asyncio.wait_for(task, 10)
+
+    return asyncio.run(story())
+
+
+def refusal(
+    kind: type[NexusError], command: Awaitable[dict[str, Any]], *meanwhile: Callable[[], None]
+) -> Any:
+    with pytest.raises(kind) as raised:
+        outcome(command, *meanwhile)
+    return raised.value
+
+
+# Start
+
+
+def test_a_start_is_done_when_the_module_is_ready(house):
+    told = outcome(house.operations.start(BUS, PATIENT), lambda: house.ready(BUS))
+    assert told == {"module_id": BUS, "started": True, "state": "started", "changed": True, "also": []}
+    assert house.store.wanted == {BUS: True}
+
+
+def test_a_start_brings_what_is_required_with_it(house):
+    told = outcome(house.operations.start(ECHO, PATIENT), lambda: house.ready(BUS), lambda: house.ready(ECHO))
+    assert (told["started"], told["also"]) == (True, [BUS])
+    assert house.processes.log == [f"spawn {BUS}#0", f"spawn {ECHO}#0"]
+    assert house.store.wanted == {BUS: True, ECHO: True}
+
+
+def test_what_is_started_already_is_not_changed(house):
+    house.is_running(BUS)
+    assert outcome(house.operations.start(BUS, PATIENT))["changed"] is False
+    assert house.processes.log == []
+
+
+def test_what_is_started_already_gets_back_what_it_lacks(house):
+    house.is_running(BUS, ECHO)
+    house.supervisor.handle(Want((BUS,), False))
+    house.exits(BUS, CLEAN)
+    assert outcome(house.operations.start(ECHO, PATIENT))["also"] == [BUS]
+    assert house.state(BUS) == "starting"
+
+
+def test_who_does_not_wait_is_told_what_is_so(house):
+    told = outcome(house.operations.start(BUS, AT_ONCE))
+    assert (told["started"], told["state"]) == (False, "starting")
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [("mesh/ecko", "did you mean mesh/echo?"), ("echo/mesh/none/of/it", "nexusctl modules")],
+)
+def test_an_unknown_module_names_its_near_match(house, asked, hint):
+    error = refusal(NoSuchModule, house.operations.start(asked, PATIENT))
+    assert (str(error), error.hint) == (f"no such module: {asked}", hint)
+
+
+def test_an_invalid_module_says_what_is_wrong_with_it(house):
+    house.put_invalid("mesh/broken")
+    error = refusal(NotPossible, house.operations.start("mesh/broken", PATIENT))
+    assert "1 fault in its manifest" in str(error)
+    assert "exactly one of python and exec" in error.reason
+    assert error.hint == "nexusctl status mesh/broken"
+
+
+def test_a_start_that_fails_shows_exit_and_last_lines(house):
+    house.logs.lines[f"{BUS}#0"] = [f"line {number}" for number in range(20)]
+    error = refusal(
+        StartFailed,
+        house.operations.start(BUS, PATIENT),
+        lambda: house.exits(BUS, Exit(signal=signal.SIGSEGV)),
+    )
+    assert (
+        str(error) == f"{BUS} did not start: killed by SIGSEGV before it was ready; it is being tried again"
+    )
+    assert error.hint == f"nexusctl logs {BUS}"
+    assert error.details["replica"] == f"{BUS}#0"
+    assert error.details["exit"] == {"code": None, "signal": "SIGSEGV", "description": "killed by SIGSEGV"}
+    assert error.details["log"] == [f"line {number}" for number in range(10, 20)]
+
+
+def test_a_start_that_is_not_tried_again_says_nothing_of_it(house):
+    house.put(BUS, restart={"policy": "never"})
+    error = refusal(StartFailed, house.operations.start(BUS, PATIENT), lambda: house.exits(BUS))
+    assert str(error) == f"{BUS} did not start: exit status 1 before it was ready"
+
+
+def test_a_modules_own_last_words_are_the_reason(house):
+    def fail() -> None:
+        house.tell(BUS, lifecycle.Said, "cannot bind port 80")
+        house.exits(BUS)
+
+    house.put(BUS, restart={"policy": "never"})
+    assert refusal(StartFailed, house.operations.start(BUS, PATIENT), fail).reason == "cannot bind port 80"
+
+
+def test_a_start_fails_with_what_it_requires(house):
+    house.put(BUS, restart={"policy": "never"})
+    error = refusal(DependencyFailed, house.operations.start(ECHO, PATIENT), lambda: house.exits(BUS))
+    reason = f"requires {BUS}, which has failed: exit status 1 before it was ready"
+    assert (str(error), error.reason) == (f"cannot start {ECHO}: {reason}", reason)
+
+
+def test_a_start_without_what_it_requires_fails_at_once(house):
+    house.supervisor.handle(Put(BUS, None))
+    error = refusal(DependencyFailed, house.operations.start(ECHO, PATIENT))
+    assert str(error) == f"cannot start {ECHO}: requires {BUS}, which is not there"
+
+
+def test_a_start_waits_on_while_what_it_requires_is_tried_again(house):
+    told = outcome(
+        house.operations.start(ECHO, PATIENT),
+        lambda: house.exits(BUS),
+        lambda: house.ready(BUS),
+        lambda: house.ready(ECHO),
+    )
+    assert told["started"]
+
+
+def test_a_start_that_takes_longer_than_the_caller_has_goes_on(house):
+    error = refusal(TimedOut, house.operations.start(BUS, IMPATIENT))
+    assert str(error) == f"{BUS} is still starting after 0.01 s"
+    assert error.hint == f"nexusctl status {BUS}"
+    assert house.state(BUS) == "starting"
+
+
+def test_a_start_that_is_overtaken_by_a_stop_says_so(house):
+    error = refusal(
+        NotPossible,
+        house.operations.start(BUS, PATIENT),
+        lambda: house.supervisor.handle(Want((BUS,), False)),
+    )
+    assert str(error) == f"{BUS} was stopped meanwhile"
+
+
+def test_a_start_of_what_backs_off_is_a_fresh_one(house):
+    house.is_running(BUS)
+    house.exits(BUS)
+    house.exits(BUS)
+    assert house.state(BUS) == "backoff"
+    assert outcome(house.operations.start(BUS, PATIENT), lambda: house.ready(BUS))["started"]
+
+
+def test_a_start_on_a_full_disk_works_and_warns(house):
+    house.store.full = FULL
+    told = outcome(house.operations.start(BUS, PATIENT), lambda: house.ready(BUS))
+    assert told["warning"] == "the disk is full; after a restart of nexusd the former wish holds"
+
+
+# Stop
+
+
+def test_a_stop_is_done_when_the_process_has_ended(house):
+    house.is_running(BUS)
+    told = outcome(house.operations.stop(BUS, False, PATIENT), lambda: house.exits(BUS, CLEAN))
+    assert told == {"module_id": BUS, "stopped": True, "state": "stopped", "changed": True, "also": []}
+    assert house.store.wanted == {BUS: False}
+
+
+def test_what_does_not_run_is_stopped_without_change(house):
+    told = outcome(house.operations.stop(BUS, False, PATIENT))
+    assert (told["stopped"], told["changed"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("running", "words"),
+    [([ECHO], f"{ECHO} requires it"), ([ECHO, GREETER], f"{ECHO}, {GREETER} require it")],
+)
+def test_a_stop_is_refused_while_others_require_it_and_names_them(house, running, words):
+    house.is_running(BUS, *running)
+    error = refusal(NotPossible, house.operations.stop(BUS, False, PATIENT))
+    assert str(error) == f"cannot stop {BUS}: {words}"
+    assert error.details["required_by"] == running
+    assert error.hint == f"nexusctl stop --cascade {BUS}"
+    assert (house.processes.log, house.store.wanted) == ([], {})
+
+
+def test_a_cascade_stops_those_first(house):
+    house.is_running(BUS, ECHO, GREETER)
+    told = outcome(
+        house.operations.stop(BUS, True, PATIENT),
+        lambda: house.exits(ECHO, CLEAN),
+        lambda: house.exits(GREETER, CLEAN),
+        lambda: house.exits(BUS, CLEAN),
+    )
+    assert (told["stopped"], told["also"]) == (True, [ECHO, GREETER])
+    assert [line for line in house.processes.log if line.startswith("SIG")][-1] == f"SIGTERM {BUS}#0"
+    assert house.store.wanted == {BUS: False, ECHO: False, GREETER: False}
+
+
+def test_a_full_disk_keeps_nobody_from_stopping_a_module(house):
+    house.is_running(BUS)
+    house.store.full = FULL
+    told = outcome(house.operations.stop(BUS, False, PATIENT), lambda: house.exits(BUS, CLEAN))
+    assert told["stopped"]
+    assert told["warning"] == "the disk is full; after a restart of nexusd the former wish holds"
+
+
+def test_a_stop_of_what_hangs_takes_its_time_out(house):
+    house.is_running(BUS)
+    told = outcome(
+        house.operations.stop(BUS, False, PATIENT),
+        lambda: house.clock.advance(10, house.supervisor),
+        lambda: house.exits(BUS, Exit(signal=signal.SIGKILL)),
+    )
+    assert told["stopped"]
+
+
+def test_a_stop_that_is_overtaken_by_a_start_says_so(house):
+    house.is_running(BUS)
+    error = refusal(
+        NotPossible,
+        house.operations.stop(BUS, False, PATIENT),
+        lambda: house.supervisor.handle(Want((BUS,), True)),
+    )
+    assert str(error) == f"{BUS} was started meanwhile"
+
+
+@pytest.mark.parametrize("command", ["start", "stop", "restart"])
+def test_a_process_that_cannot_be_ended_is_an_answer_and_no_endless_wait(house, command):
+    house.is_stuck(BUS)
+    order = {
+        "start": lambda: house.operations.start(BUS, IMPATIENT),
+        "stop": lambda: house.operations.stop(BUS, False, IMPATIENT),
+        "restart": lambda: house.operations.restart(BUS, IMPATIENT),
+    }[command]
+    error = refusal(NotPossible, order())
+    assert "does not end on SIGKILL" in str(error)
+
+
+def test_a_restart_of_what_turns_out_to_be_stuck_ends_too(house):
+    house.is_running(BUS)
+    error = refusal(
+        NotPossible,
+        house.operations.restart(BUS, PATIENT),
+        lambda: house.clock.advance(20, house.supervisor),
+    )
+    assert "does not end on SIGKILL" in str(error)
+
+
+# Restart
+
+
+def test_a_restart_is_done_when_the_next_process_is_ready(house):
+    house.is_running(BUS)
+    told = outcome(
+        house.operations.restart(BUS, PATIENT), lambda: house.exits(BUS, CLEAN), lambda: house.ready(BUS)
+    )
+    assert told == {"module_id": BUS, "restarted": True, "state": "started"}
+    assert house.processes.log == [f"SIGTERM {BUS}#0", f"forget {BUS}#0", f"spawn {BUS}#0"]
+
+
+def test_a_restart_of_what_is_stopped_starts_it(house):
+    told = outcome(house.operations.restart(BUS, PATIENT), lambda: house.ready(BUS))
+    assert told == {"module_id": BUS, "restarted": True, "state": "started"}
+    assert house.store.wanted == {BUS: True}
+
+
+def test_a_restart_of_what_crashed_long_ago_is_not_that_crash(house):
+    house.is_running(BUS)
+    house.exits(BUS)
+    house.ready(BUS)
+    told = outcome(
+        house.operations.restart(BUS, PATIENT), lambda: house.exits(BUS, CLEAN), lambda: house.ready(BUS)
+    )
+    assert told["restarted"]
+
+
+def test_a_restart_whose_next_process_fails_says_so(house):
+    house.is_running(BUS)
+    error = refusal(
+        StartFailed,
+        house.operations.restart(BUS, PATIENT),
+        lambda: house.exits(BUS, CLEAN),
+        lambda: house.exits(BUS),
+    )
+    assert "exit status 1 before it was ready" in str(error)
+
+
+def test_a_restart_takes_every_replica(house):
+    house.is_running(BUS)
+    house.supervisor.handle(Scale(BUS, 2))
+    house.tell(BUS, lifecycle.Ready, index=1)
+    told = outcome(
+        house.operations.restart(BUS, PATIENT),
+        lambda: house.exits(BUS, CLEAN),
+        lambda: house.ready(BUS),
+        lambda: house.exits(BUS, CLEAN, index=1),
+        lambda: house.tell(BUS, lifecycle.Ready, index=1),
+    )
+    assert told["restarted"]
+
+
+# Reload
+
+
+def test_an_immediate_reload_ends_the_old_and_starts_the_new(house):
+    house.is_running(BUS)
+    house.on_disk[BUS] = definition(BUS, "new")
+    told = outcome(
+        house.operations.reload(BUS, "immediate", PATIENT),
+        lambda: house.exits(BUS, CLEAN, generation=1),
+        lambda: house.ready(BUS),
+    )
+    assert told == {
+        "module_id": BUS,
+        "reloaded": True,
+        "strategy": "immediate",
+        "generation": 2,
+        "changed": True,
+    }
+    assert house.told == [("module.reloaded", BUS, "immediate")]
+
+
+def test_a_graceful_reload_starts_the_new_before_it_ends_the_old(house):
+    house.is_running(BUS)
+    house.on_disk[BUS] = definition(BUS, "new")
+    told = outcome(
+        house.operations.reload(BUS, None, PATIENT),
+        lambda: house.tell(BUS, lifecycle.Ready, generation=2),
+        lambda: house.exits(BUS, CLEAN, generation=1),
+    )
+    assert (told["reloaded"], told["strategy"], told["generation"]) == (True, "graceful", 2)
+    assert house.processes.log == [f"spawn {BUS}#0", f"SIGTERM {BUS}#0", f"forget {BUS}#0"]
+    assert [one.digest for one in house.processes.spawned_as.values()] == ["as it was", "new"]
+
+
+def test_a_graceful_reload_that_fails_says_why_and_that_the_old_goes_on(house):
+    house.is_running(BUS)
+    house.on_disk[BUS] = definition(BUS, "new")
+    error = refusal(
+        StartFailed, house.operations.reload(BUS, None, PATIENT), lambda: house.exits(BUS, generation=2)
+    )
+    assert str(error).startswith(f"{BUS} was not reloaded: the new generation failed (exit status 1")
+    assert (house.state(BUS), house.module(BUS).generation) == ("started", 1)
+
+
+def test_a_manifest_with_faults_is_refused_and_changes_nothing(house):
+    house.is_running(BUS)
+    house.on_disk[BUS] = None
+    error = refusal(NotPossible, house.operations.reload(BUS, None, PATIENT))
+    assert "its manifest has faults, the one in force stays" in str(error)
+    assert (house.processes.log, house.state(BUS)) == ([], "started")
+
+
+def test_a_manifest_that_closes_a_circle_is_refused_and_changes_nothing(house):
+    house.is_running(BUS, ECHO)
+    house.on_disk[BUS] = definition(BUS, "new", requires=[ECHO])
+    error = refusal(NotPossible, house.operations.reload(BUS, "immediate", PATIENT))
+    assert error.reason == f"{ECHO} → {BUS} → {ECHO}"
+    assert (house.processes.log, house.module(BUS).definition) == ([], definition(BUS))
+
+
+def test_a_reload_starts_nothing_that_was_stopped_by_hand(house):
+    house.is_running(BUS)
+    outcome(house.operations.stop(BUS, False, PATIENT), lambda: house.exits(BUS, CLEAN))
+    house.processes.log.clear()
+    house.on_disk[BUS] = definition(BUS, "new")
+    told = outcome(house.operations.reload(BUS, None, PATIENT))
+    assert (told["reloaded"], told["generation"], house.state(BUS)) == (True, 2, "stopped")
+    assert house.module(BUS).definition == definition(BUS, "new")
+    assert house.processes.log == []
+
+
+def test_a_reload_that_was_called_off_meanwhile_does_not_claim_to_be_done(house):
+    house.is_running(BUS)
+    house.on_disk[BUS] = definition(BUS, "new")
+
+    async def both() -> dict[str, Any]:
+        reloading = asyncio.ensure_future(house.operations.reload(BUS, None, PATIENT))
+        await asyncio.sleep(0)
+        await house.operations.restart(BUS, AT_ONCE)
+        house.exits(BUS, CLEAN, generation=2)
+        house.exits(BUS, CLEAN, generation=1)
+        house.ready(BUS)
+        return await reloading
+
+    told = outcome(both())
+    assert (told["reloaded"], told["generation"]) == (False, 1)
+
+
+def test_a_reload_by_signal_goes_to_every_running_process(house):
+    house.is_running(BUS)
+    told = outcome(house.operations.reload(BUS, "signal", PATIENT))
+    assert (told["reloaded"], told["changed"]) == (True, False)
+    assert house.signalled == [(f"{BUS}#0", signal.SIGHUP)]
+
+
+def test_a_reload_by_signal_of_what_does_not_run_is_refused(house):
+    error = refusal(NotPossible, house.operations.reload(BUS, "signal", PATIENT))
+    assert error.hint == f"nexusctl start {BUS}"
+
+
+# Configure
+
+
+def test_a_live_value_is_told_stored_and_kept(house):
+    house.is_running(BUS, ECHO)
+    told = outcome(house.operations.configure(ECHO, "rate", 20))
+    assert told == {"module_id": ECHO, "key": "rate", "value": 20, "previous": 10, "applied": "live"}
+    assert house.control.asked == [(f"{ECHO}#0", "rate", 20)]
+    assert house.store.values == {(ECHO, "rate"): 20}
+    assert house.module(ECHO).configured == {"rate": 20}
+    assert house.configs.files[f"{ECHO}.1"] == {"rate": 20}
+    assert house.processes.log == []
+
+
+def test_a_value_for_what_does_not_run_is_stored(house):
+    assert outcome(house.operations.configure(ECHO, "rate", 20))["applied"] == "stored"
+    assert (house.control.asked, house.configs.files[f"{ECHO}.1"]) == ([], {"rate": 20})
+
+
+def test_a_secret_is_never_shown(house):
+    house.is_running(BUS, ECHO)
+    told = outcome(house.operations.configure(ECHO, "token", "hunter2"))
+    assert (told["value"], told["previous"]) == ("********", "********")
+    assert "hunter2" not in str(house.told)
+    assert house.store.values == {(ECHO, "token"): "hunter2"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("rate", 0, "from 1 to 100"), ("rate", "20", "an int"), ("rat", 20, "has no configuration key rat")],
+)
+def test_a_value_that_does_not_fit_reaches_nobody(house, key, value, words):
+    house.is_running(BUS, ECHO)
+    error = refusal(BadValue, house.operations.configure(ECHO, key, value))
+    assert words in str(error)
+    assert (house.control.asked, house.store.values, house.module(ECHO).configured) == ([], {}, {})
+
+
+def test_a_mistyped_key_names_its_near_match(house):
+    assert refusal(BadValue, house.operations.configure(ECHO, "rat", 1)).hint == "did you mean rate?"
+    assert refusal(BadValue, house.operations.configure(ECHO, "xyz", 1)).hint == f"nexusctl config get {ECHO}"
+
+
+def test_what_one_replica_refuses_is_taken_back_from_those_already_told(house):
+    house.put(ECHO, config=KEYS, replicas=2)
+    house.is_running(ECHO)
+    house.tell(ECHO, lifecycle.Ready, index=1)
+    house.control.refusals[f"{ECHO}#1", 20] = BadValue("too fast for me")
+    assert str(refusal(BadValue, house.operations.configure(ECHO, "rate", 20))) == "too fast for me"
+    assert [told for told in house.control.asked if told[0] == f"{ECHO}#0"] == [
+        (f"{ECHO}#0", "rate", 20),
+        (f"{ECHO}#0", "rate", 10),
+    ]
+    assert (house.store.values, house.module(ECHO).configured, house.configs.files) == ({}, {}, {})
+
+
+def test_what_the_store_refuses_is_taken_back(house):
+    house.is_running(BUS, ECHO)
+    house.store.full = FULL
+    assert refusal(NotPossible, house.operations.configure(ECHO, "rate", 20)) is FULL
+    assert house.control.asked == [(f"{ECHO}#0", "rate", 20), (f"{ECHO}#0", "rate", 10)]
+    assert (house.module(ECHO).configured, house.configs.files, house.told) == ({}, {}, [])
+
+
+def test_a_refusal_to_take_back_does_not_hide_the_first(house, caplog):
+    house.is_running(BUS, ECHO)
+    house.store.full = FULL
+    house.control.refusals[f"{ECHO}#0", 10] = BadValue("make up your mind")
+    assert refusal(NotPossible, house.operations.configure(ECHO, "rate", 20)) is FULL
+    assert "may still use the refused value of rate" in caplog.text
+
+
+def test_a_value_that_wants_a_restart_gets_one(house):
+    house.is_running(BUS, ECHO)
+    assert outcome(house.operations.configure(ECHO, "peers", ["a"]))["applied"] == "restart"
+    assert house.processes.log == [f"SIGTERM {ECHO}#0"]
+
+
+def test_a_value_that_wants_a_reload_gets_a_new_generation_of_the_same_definition(house):
+    house.is_running(BUS, ECHO)
+    before = house.module(ECHO).definition
+    assert outcome(house.operations.configure(ECHO, "mode", "fast"))["applied"] == "reload"
+    house.tell(ECHO, lifecycle.Ready, generation=2)
+    assert house.processes.log == [f"spawn {ECHO}#0", f"SIGTERM {ECHO}#0"]
+    assert house.module(ECHO).definition == before
+
+
+@pytest.mark.parametrize("key", ["peers", "mode"])
+def test_a_value_for_what_is_stopping_does_not_start_it_again(house, key):
+    house.is_running(BUS, ECHO)
+    house.supervisor.handle(Want((ECHO,), False))
+    value = ["a"] if key == "peers" else "fast"
+    assert outcome(house.operations.configure(ECHO, key, value))["applied"] == "stored"
+    house.exits(ECHO, CLEAN)
+    assert (house.state(ECHO), house.module(ECHO).wanted) == ("stopped", False)
