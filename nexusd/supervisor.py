@@ -118,8 +118,7 @@ class Supervisor:
         try:
             self._processes.spawn(run, replica, self.fleet.modules[replica.module_id])
         except (OSError, ValueError, NexusError) as error:
-            cause = f"cannot be started: {error}"
-            log.warning("%s %s", replica.name, cause)
+            cause = f"cannot be started: {_in_words(error)}"
             self._events.append(
                 News(replica.module_id, replica.key, lifecycle.Exited(run, Exit(cause=cause)))
             )
@@ -151,6 +150,13 @@ class Supervisor:
                     waiter.future.set_result(None)
             except NexusError as outcome:
                 waiter.future.set_exception(outcome)
+
+
+def _in_words(error: Exception) -> str:
+    """Without the number that an OSError's text begins with."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
 
 
 def _fresh_run(module_id: str, index: int, generation: int) -> str:

@@ -25,7 +25,7 @@ _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _LIMITS = {"files": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_DATA}
 
 
-def fork(launch: Launch, fds: list[int], title: Title) -> tuple[int, socket.socket]:
+def fork(launch: Launch, fds: list[int], title: Title | None) -> tuple[int, socket.socket]:
     """The pid of a child that waits, and the gate: `open_gate` lets it go. Raises OSError.
 
     launch: argv, or python (`file:Class`) and folder; environment, directory, and if given limits and user:
@@ -60,7 +60,7 @@ def read_gate(gate: socket.socket) -> dict[str, Any] | None:
     return json.loads(said) if said else None
 
 
-def _be_born(launch: Launch, fds: list[int], gate: socket.socket, title: Title) -> NoReturn:
+def _be_born(launch: Launch, fds: list[int], gate: socket.socket, title: Title | None) -> NoReturn:
     step = "prepare"
     try:
         os.setsid()
@@ -158,14 +158,17 @@ def _program(name: str, environment: dict[str, str]) -> str:
     raise FileNotFoundError(2, "not found in PATH", name)
 
 
-def _become_host(launch: Launch, environment: dict[str, str], title: Title, gate: socket.socket) -> NoReturn:
+def _become_host(
+    launch: Launch, environment: dict[str, str], title: Title | None, gate: socket.socket
+) -> NoReturn:
     from nexusd.keeper import host  # noqa: PLC0415  (warm already; cold keepers never pay for it)
 
     os.environ.clear()
     os.environ.update(environment)
     name = f"{environment['NEXUS_MODULE_ID']}#{environment['NEXUS_REPLICA']}"
-    title.show(name.rpartition("/")[2], f"nexus: {name}")
-    title.carry(environment["NEXUS_RUN"])
+    if title is not None:
+        title.show(name.rpartition("/")[2], f"nexus: {name}")
+        title.carry(environment["NEXUS_RUN"])
     sys.argv = [launch["python"]]
     gate.close()
     host.run(launch["python"], launch["folder"])

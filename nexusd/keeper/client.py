@@ -213,6 +213,8 @@ class KeeperClient:
     def dismiss(self) -> None:
         """Tell the keeper to go, and see that it hears it; what it has not been told to end runs on."""
         self._leaving = True
+        if self._loop is not None:  # a loop that is being closed has no ear left for the keeper's end
+            self._loop.remove_signal_handler(signal.SIGCHLD)
         self._say({"say": "leave"})
         if self._sock is not None and self._outbox:
             self._sock.settimeout(_LEAVE_S)

@@ -7,7 +7,6 @@ keeper's. The kernel moves the bytes itself (splice): a keeper that is killed ha
 import ctypes
 import os
 import time
-from collections.abc import Callable
 
 PIECE_BYTES = 1 << 20
 HELD_BYTES = 4 << 20  # what is kept in memory while the disk takes nothing
@@ -75,20 +74,26 @@ class LogFile:
 
     def _splice(self, pipe: int) -> int:
         size = self._present_size()
-        count = self._room(size, lambda: _peek(pipe))
+        count = self.max_bytes - size
+        if count <= 0:
+            ahead = _peek(pipe)
+            if not ahead:
+                return 0
+            count = self._rest_of_line(size, ahead)
         if count == 0:
             self._turn_over()
             return self._splice(pipe)
-        moved = os.splice(
-            pipe, self._fd, min(count, PIECE_BYTES), offset_dst=size, flags=os.SPLICE_F_NONBLOCK
-        )
+        count = min(count, PIECE_BYTES)
+        moved = os.splice(pipe, self._fd, count, offset_dst=size, flags=os.SPLICE_F_NONBLOCK)
         self.written += moved
         return moved
 
     def _write_held(self) -> None:
         while self._held:
             size = self._present_size()
-            count = self._room(size, lambda: bytes(self._held[:_LOOK_BYTES]))
+            count = self.max_bytes - size
+            if count <= 0:
+                count = self._rest_of_line(size, self._held[:_LOOK_BYTES])
             if count == 0:
                 self._turn_over()
                 continue
@@ -108,16 +113,12 @@ class LogFile:
         self._held += b"\n[nexus-keeper: %d bytes lost here: %s]\n" % (self.lost, str(self.trouble).encode())
         self.lost = 0
 
-    def _room(self, size: int, ahead: Callable[[], bytes]) -> int:
-        """The bytes that the file still takes: up to its bound, then to the end of the line; 0: it is full."""
-        if size < self.max_bytes:
-            return self.max_bytes - size
+    def _rest_of_line(self, size: int, ahead: bytes | bytearray) -> int:
+        """How many of the bytes ahead still belong into the file that has reached its bound."""
         # A "line" of twice the file's bound is cut all the same: the bound is a promise too.
         if size >= 2 * self.max_bytes or os.pread(self._fd, 1, size - 1) == b"\n":
             return 0
-        coming = ahead()
-        line_end = coming.find(b"\n") + 1
-        return line_end or min(max(len(coming), 1), 2 * self.max_bytes - size)
+        return min(ahead.find(b"\n") + 1 or len(ahead), 2 * self.max_bytes - size)
 
     def _turn_over(self) -> None:
         """Raises OSError at any step; the next try goes on from there."""
@@ -160,11 +161,14 @@ def _open(path: str) -> int:
 
 
 def _peek(pipe: int) -> bytes:
-    """What comes next in a pipe, without taking it out: tee(2) into a pipe of our own. b"": nothing."""
+    """What comes next in a pipe, without taking it out; b"": nobody writes any more. Raises BlockingIOError."""
     reading, writing = os.pipe()
     try:
         count = _libc.tee(pipe, writing, _LOOK_BYTES, os.SPLICE_F_NONBLOCK)
-        return os.read(reading, count) if count > 0 else b""
+        if count < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return os.read(reading, count) if count else b""
     finally:
         os.close(reading)
         os.close(writing)

@@ -30,13 +30,14 @@ LINGER_S = 5.0  # an end is told at the latest then, even if something of the ru
 
 
 class Keeper:
-    def __init__(self, runtime: str, server: socket.socket, soft_files: int) -> None:
+    def __init__(
+        self, runtime: str, server: socket.socket, title: proctable.Title | None, soft_files: int
+    ) -> None:
         self._runtime = runtime
+        self._title = title
         self._soft_files = soft_files
         self._boot = proctable.boot_id()
         self._journal = Journal(os.path.join(runtime, "keeper.journal"))
-        self._title = proctable.Title()
-        self._title.show("nexus-keeper", f"nexus-keeper {runtime}")
         self._loop = Loop()
         self._nexusd = Connection(server, self._loop, self._hear, self._left_alone, _complain)
         self._runs: dict[str, Run] = {}
@@ -479,7 +480,9 @@ def main() -> None:
     server = socket.socket(fileno=arguments.listen_fd)
     os.closerange(arguments.listen_fd + 1, os.sysconf("SC_OPEN_MAX"))  # what nexusd was started with
     soft_files = _raise_file_limit()
-    Keeper(arguments.runtime, server, arguments.files or soft_files).serve()
+    title = proctable.Title()
+    title.show("nexus-keeper", f"nexus-keeper {arguments.runtime}")
+    Keeper(arguments.runtime, server, title, arguments.files or soft_files).serve()
 
 
 if __name__ == "__main__":

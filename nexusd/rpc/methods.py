@@ -333,7 +333,7 @@ def _key_shown(key: ConfigKey, name: str, value: Any, configured: bool) -> dict[
         "type": key.type,
         "min": key.min,
         "max": key.max,
-        "choices": key.choices,
+        "choices": None if key.secret else key.choices,
         "apply": key.apply,
         "secret": key.secret,
         "source": "configured" if configured else "default",

@@ -22,6 +22,7 @@ Subscriber = Callable[[Event], None]
 Save = Callable[[Iterable[tuple[int, str]]], Awaitable[None]]
 
 log = logging.getLogger("nexusd.events")
+_BLANK = dict.fromkeys(("kind", "module_id", "replica", "from", "to", "reason"))
 
 
 class EventLog:
@@ -36,16 +37,24 @@ class EventLog:
 
     def observe(self, before: Fleet, after: Fleet, touched: frozenset[str]) -> None:
         for module_id in touched:
-            for event in _changes(before.modules.get(module_id), after.modules.get(module_id)):
-                self.add(**event)
+            former, module = before.modules.get(module_id), after.modules.get(module_id)
+            events = list(_changes(former, module))
+            # Of a module with one replica, the module's line says all that the replica's would.
+            is_one = module is not None and module.count == 1
+            is_said = is_one and any(event["kind"] == "module.state" for event in events)
+            for event in events:
+                self._add(event, is_logged=not (is_said and event["kind"] == "replica.state"))
 
     def add(self, kind: str, module_id: str | None = None, **more: Any) -> None:
         """One event. The log line is for people, the event for programs."""
+        self._add({"kind": kind, "module_id": module_id, **more}, is_logged=True)
+
+    def _add(self, said: Event, is_logged: bool) -> None:
         self._seq += 1
-        blank = {"replica": None, "from": None, "to": None, "reason": None}
-        event = {"seq": self._seq, "time": time.time(), "kind": kind, "module_id": module_id, **blank, **more}
+        event = {"seq": self._seq, "time": time.time(), **_BLANK, **said}
         self._kept.append(event)
-        _log(event)
+        if is_logged:
+            _log(event)
         for subscriber in tuple(self._subscribers):
             subscriber(event)
         self._unsaved.append(event)
@@ -127,10 +136,8 @@ def _replica_changes(before: Replica | None, after: Replica) -> Iterator[Event]:
 
 def _log(event: Event) -> None:
     level = logging.WARNING if event["to"] in ("failed", "backoff", "stuck") else logging.INFO
-    if event["kind"] == "module.loaded" or (event["kind"] == "module.state" and event["to"] == "starting"):
-        level = logging.DEBUG
     passing = event["to"] in ("waiting", "starting", "stopping") and event["reason"] is None
-    if event["kind"] == "replica.state" and passing:
+    if event["kind"] == "module.loaded" or passing:
         level = logging.DEBUG
     where = event["replica"] or event["module_id"] or "nexusd"
     way = f" {event['from']} → {event['to']}" if event["to"] and event["from"] else f" {event['to'] or ''}"

@@ -111,15 +111,21 @@ def test_only_what_changed_is_remembered_again(house):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(2, "No such file", "env"), ValueError("line 3: expected NAME=value"), NotPossible("no socket")]
-)  # fmt: skip
-def test_what_cannot_even_be_spawned_has_ended_and_is_tried_again_later(house, error):
+    ("error", "words"),
+    [
+        (OSError(2, "No such file", "env"), "No such file: env"),
+        (OSError(98, "cannot listen on tcp:a:1"), "cannot listen on tcp:a:1"),
+        (ValueError("line 3: expected NAME=value"), "line 3: expected NAME=value"),
+        (NotPossible("no socket"), "no socket"),
+    ],
+)
+def test_what_cannot_even_be_spawned_has_ended_and_is_tried_again_later(house, error, words):
     house.processes.unable[BUS] = error
     house.want(BUS)
     replica = house.supervisor.fleet.modules[BUS].replicas[0]
     assert house.state(BUS) == "backoff"  # after the first restart, which was at once
-    assert replica.reason == f"cannot be started: {error}"
-    assert replica.history.last_exit == lifecycle.Exit(cause=f"cannot be started: {error}")
+    assert replica.reason == f"cannot be started: {words}"
+    assert replica.history.last_exit == lifecycle.Exit(cause=f"cannot be started: {words}")
     del house.processes.unable[BUS]
     house.done()
     house.pass_time(1)
