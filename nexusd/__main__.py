@@ -5,14 +5,17 @@ import asyncio
 import json
 import logging
 import os
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from nexusd import __version__
+from nexusd.catalogue import judged
 from nexusd.config import InvalidConfig, Options, read_config
 from nexusd.daemon import UniversalDaemon
+from nexusd.domain.access import SecurityContext
 from nexusd.domain.errors import NexusError
 from nexusd.domain.manifest import Fault, manifest_schema
 from nexusd.system.journal import log_to
@@ -36,7 +39,7 @@ def main() -> None:
     if arguments.command == "check" and arguments.schema:
         print(json.dumps(manifest_schema(), indent=2))
     elif arguments.command == "check":
-        sys.exit(check(arguments.folders, options))
+        sys.exit(check(arguments.folders, options, arguments.json))
     else:
         sys.exit(serve(options))
 
@@ -49,7 +52,6 @@ def serve(options: Options) -> int:
         print(error, file=sys.stderr)
         return 2
     log_to(sys.stderr, config.log_format)
-    _raise_file_limit()
     try:
         return asyncio.run(_run(UniversalDaemon(config=config)))
     except (NexusError, Unusable, OSError) as error:
@@ -64,7 +66,7 @@ async def _run(daemon: UniversalDaemon) -> int:
     return await daemon.run()
 
 
-def check(folders: list[str], options: Options) -> int:
+def check(folders: list[str], options: Options, as_json: bool = False) -> int:
     """All faults on stdout, of nexusd.toml too where no folder is given; 0 when there are none, else 1.
 
     A folder is one of modules (DIR/GROUP/NAME/module.toml) or a module itself.
@@ -80,8 +82,11 @@ def check(folders: list[str], options: Options) -> int:
     several = [path for path in paths if path not in single]
     found = [*(read_module(Path(path), _id_of(path)) for path in single), *discover(several)]
     faults: list[Fault] = [*missing_paths(several)]
-    for one in [*found, *shadowed(several)]:
+    for one in [*judged(found, SecurityContext()), *shadowed(several)]:
         faults.extend(one.faults)
+    if as_json:
+        print(json.dumps([msgspec.structs.asdict(fault) for fault in faults], indent=2))
+        return 1 if faults else 0
     for fault in faults:
         print(fault)
     if not faults:
@@ -92,13 +97,6 @@ def check(folders: list[str], options: Options) -> int:
 def _id_of(folder: str) -> str:
     """A module's folder says its id by its place: GROUP/NAME."""
     return "/".join(Path(os.path.abspath(folder)).parts[-2:])
-
-
-def _raise_file_limit() -> None:
-    """Each replica costs two descriptors, each client one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    log.debug("open files: %d, were %d", hard, soft)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="check")
     checking = commands.add_parser("check", help="validate module folders and exit 0 or 1")
     checking.add_argument("folders", metavar="DIR", nargs="*")
+    checking.add_argument("--json", action="store_true", help="print the faults as JSON")
     checking.add_argument("--schema", action="store_true", help="print the JSON Schema of module.toml")
     return parser
 

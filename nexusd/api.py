@@ -44,12 +44,12 @@ def build_server(parts: Parts, bounds: Bounds) -> RpcServer:
 
 def _limits(bounds: Bounds) -> Limits:
     return Limits(
-        bounds.message_bytes,
-        bounds.batch,
-        bounds.in_flight,
-        bounds.connections,
-        bounds.request_timeout_s,
-        bounds.unsent_bytes,
+        message_bytes=bounds.message_bytes,
+        batch=bounds.batch,
+        in_flight=bounds.in_flight,
+        connections=bounds.connections,
+        request_timeout_s=bounds.request_timeout_s,
+        unsent_bytes=bounds.unsent_bytes,
     )
 
 

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -15,8 +16,8 @@ from nexusd.domain.fleet import Load, Module, Put, Want, circle_with, graph_of
 from nexusd.domain.graph import cycles
 from nexusd.domain.manifest import Definition, Fault
 from nexusd.supervisor import Supervisor
-from nexusd.system.manifests import Found, discover, missing_paths, read_module
-from nexusd.system.processes import Note
+from nexusd.system.keeper_news import Former
+from nexusd.system.manifests import MANIFEST, Found, discover, missing_paths, read_module
 from nexusd.system.store import StoredModule
 
 
@@ -27,7 +28,7 @@ class Catalogue:
         supervisor: Supervisor,
         context: SecurityContext,
         stored: Callable[[], Mapping[str, StoredModule]],
-        restored: Callable[[str], Note | None],
+        restored: Callable[[str], Former | None],
         warn: Callable[[str], None],
     ) -> None:
         self.paths = tuple(paths)
@@ -43,11 +44,11 @@ class Catalogue:
         found = await asyncio.to_thread(discover, self.paths)
         for fault in await asyncio.to_thread(missing_paths, self.paths):
             self._warn(str(fault))
-        judged = [self._judged(one) for one in _without_cycles(found)]
-        for one in judged:
+        fit = judged(found, self._context)
+        for one in fit:
             for what in _without_effect(one.definition):
                 self._warn(f"{one.id}: {what} has no effect in this version")
-        return judged
+        return fit
 
     def load(self, found: Iterable[Found]) -> None:
         """Put what was found into the fleet, with what a former nexusd left of it."""
@@ -60,28 +61,35 @@ class Catalogue:
         if fresh:
             self._supervisor.handle(Want(fresh, True))
 
-    async def reload(self) -> dict[str, list[str]]:
-        """Read all manifests again. What runs goes on; a changed module waits for its reload."""
+    def refresh(self, folders: Iterable[Found]) -> dict[str, Any]:
+        """Hold the fleet against what lies on disk now. What runs goes on; a changed module waits for its reload.
+
+        Nothing awaits in here: a module that moved meanwhile would be put back to where it was.
+        """
         self._stored = self._read_stored()
         before = dict(self._supervisor.fleet.modules)
-        found = {one.id: one for one in await self.discover()}
+        found = {one.id: one for one in folders}
         added = [one for one in found if one not in before]
         self.load(found[module_id] for module_id in added)
         changed = [one for one in found if one in before and self._refresh(found[one])]
-        removed = [one for one in before if one not in found and self._miss(before[one])]
+        removed = [one for one in before if one not in found and self._miss(one)]
         self.start_wanted()
-        invalid = [one for one in found if found[one].faults]
-        return {"added": added, "changed": changed, "removed": removed, "invalid": invalid}
+        faults = {one: [str(fault) for fault in found[one].faults] for one in found if found[one].faults}
+        running_on = [one for one in removed if one in self._supervisor.fleet.modules]
+        told = {"added": added, "changed": changed, "removed": removed, "running_on": running_on}
+        return {**told, "invalid": list(faults), "faults": faults}
 
     async def reread(self, module: Module) -> Definition | None:
-        found = self._judged(await asyncio.to_thread(read_module, Path(module.folder), module.id))
-        if found.definition is None:
+        found = await asyncio.to_thread(read_module, Path(module.folder), module.id)
+        found = _fit_to_load(found, self._context)
+        if found.definition is None and module.id in self._supervisor.fleet.modules:
             self._refresh(found)
         return found.definition
 
     def _module(self, found: Found) -> Module:
         """As it lies on disk, with what the operator once said and what a former nexusd left running."""
-        definition = found.definition
+        former = self._restored(found.id)
+        definition = found.definition or (former.definition if former else None)
         now = time.monotonic()
         module = Module(found.id, found.folder, definition, now, faults=found.faults)
         if definition is None:
@@ -89,16 +97,16 @@ class Catalogue:
         stored = self._stored.get(found.id, StoredModule())
         count = definition.manifest.replicas if stored.count is None else stored.count
         module = replace(module, count=count, configured=stored.configured)
-        note = self._restored(found.id)
-        if note is not None:
+        if former is not None:
             module = replace(
                 module,
+                definition=former.definition,
                 wanted=self._wish(found.id, definition),
                 asked=True,
-                generation=note.generation,
-                since=note.since,
-                replicas=note.replicas,
-                pending=definition if note.digest != definition.digest else None,
+                generation=former.generation,
+                since=former.since,
+                replicas=former.replicas,
+                pending=definition if former.definition.digest != definition.digest else None,
             )
         elif stored.started is False:
             module = replace(module, asked=True)
@@ -131,8 +139,9 @@ class Catalogue:
             self._supervisor.handle(Put(found.id, fresh))
         return is_new
 
-    def _miss(self, module: Module) -> bool:
+    def _miss(self, module_id: str) -> bool:
         """A module whose folder is gone: dropped, or kept as it is while it runs."""
+        module = self._supervisor.fleet.modules[module_id]
         if module.is_active or module.wanted:
             if not module.gone:
                 self._supervisor.handle(Put(module.id, replace(module, gone=True)))
@@ -140,19 +149,25 @@ class Catalogue:
         self._supervisor.handle(Put(module.id, None))
         return True
 
-    def _judged(self, found: Found) -> Found:
-        """A module may ask for permissions; where the daemon's security context lacks one it is not loaded."""
-        if found.definition is None:
-            return found
-        manifest, file = found.definition.manifest, f"{found.folder}/module.toml"
-        faults = []
-        missing = [one for one in manifest.permissions if not permits(self._context.permissions, one)]
-        if missing:
-            holder = f"permissions that {self._context.principal} holds"
-            faults.append(Fault(file, "permissions", holder, ", ".join(missing)))
-        if manifest.run.ready == "health":  # never ready would be the alternative: checks are not run yet
-            faults.append(Fault(file, "run.ready", '"notify" or "started" in this version', '"health"'))
-        return replace(found, definition=None, faults=tuple(faults)) if faults else found
+
+def judged(found: list[Found], context: SecurityContext) -> list[Found]:
+    """What was found, with the faults that no manifest shows by itself: circles, permissions, what is not done yet."""
+    return [_fit_to_load(one, context) for one in _without_cycles(found)]
+
+
+def _fit_to_load(found: Found, context: SecurityContext) -> Found:
+    """A module may ask for permissions; where the daemon's security context lacks one it is not loaded."""
+    if found.definition is None:
+        return found
+    manifest, file = found.definition.manifest, f"{found.folder}/{MANIFEST}"
+    faults = []
+    missing = [one for one in manifest.permissions if not permits(context.permissions, one)]
+    if missing:
+        holder = f"permissions that {context.principal} holds"
+        faults.append(Fault(file, "permissions", holder, ", ".join(missing)))
+    if manifest.run.ready == "health":  # never ready would be the alternative: checks are not run yet
+        faults.append(Fault(file, "run.ready", '"notify" or "started" in this version', '"health"'))
+    return replace(found, definition=None, faults=tuple(faults)) if faults else found
 
 
 def _without_effect(definition: Definition | None) -> Iterator[str]:
@@ -183,5 +198,5 @@ def _without_cycles(found: list[Found]) -> list[Found]:
 
 
 def _in_circle(found: Found, circle: tuple[str, ...]) -> Found:
-    fault = Fault(f"{found.folder}/module.toml", "requires", "no circle of modules", " → ".join(circle))
+    fault = Fault(f"{found.folder}/{MANIFEST}", "requires", "no circle of modules", " → ".join(circle))
     return replace(found, definition=None, faults=(*found.faults, fault))

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from nexusd import __version__
 from nexusd.catalogue import Catalogue
 from nexusd.config import Config, InvalidConfig, Options, read_config
+from nexusd.domain import lifecycle
 from nexusd.domain.access import SecurityContext, authority
-from nexusd.domain.errors import NotPossible, ShuttingDown
+from nexusd.domain.errors import NexusError, NotPossible, ShuttingDown
 from nexusd.domain.fleet import Fleet, Module, Want
 from nexusd.keeper import host
 from nexusd.keeper.client import KeeperClient
@@ -30,7 +31,7 @@ from nexusd.supervisor import Supervisor
 from nexusd.system.clock import LoopClock
 from nexusd.system.configs import ConfigFiles
 from nexusd.system.control import ControlSockets
-from nexusd.system.events import EventLog
+from nexusd.system.events import KEPT, EventLog
 from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.logs import LogFolder
 from nexusd.system.processes import ReplicaProcesses
@@ -54,6 +55,7 @@ class UniversalDaemon:
         self.exit_status = 0
         self._started_at = time.monotonic()
         self._leaving = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._warnings: list[str] = []
 
     # Coming up
@@ -84,7 +86,7 @@ class UniversalDaemon:
     def _build(self) -> None:
         config = self.config
         self._logs = LogFolder(config.logs)
-        self._events = EventLog(self._store.append_events, self._store.events(2000))
+        self._events = EventLog(self._store.append_events, self._store.events(KEPT))
         self._configs = ConfigFiles(config.runtime)
         self._processes = ReplicaProcesses(
             self._keeper, config.runtime, self._logs, self._configs, host.__file__
@@ -130,6 +132,7 @@ class UniversalDaemon:
             lambda: self._grants,
             lambda: {"pid": self._keeper.pid, "connected": self._keeper.connected},
             lambda: self._warnings,
+            lambda: self._catalogue.paths,
         )
 
     async def discover_and_load_modules(self, paths: Iterable[str | Path] | None = None) -> None:
@@ -155,9 +158,8 @@ class UniversalDaemon:
     async def start(self) -> None:
         """Adopt what runs, start what is wanted, open the API socket."""
         config = self.config
-        bound = endpoint.bind(
-            Path(config.socket), group=config.api.group
-        )  # refused before anything is started
+        # First: where another nexusd answers, this one is refused before it has started anything.
+        bound = endpoint.bind(Path(config.socket), group=config.api.group)
         self._news.begin()
         self._clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
         self._catalogue.start_wanted()
@@ -188,14 +190,20 @@ class UniversalDaemon:
             self.config.api,
         )
 
-    async def reload(self) -> dict[str, list[str]]:
+    async def reload(self) -> dict[str, Any]:
         """Read nexusd.toml and all manifests again."""
-        if self._leaving.is_set():
-            raise ShuttingDown("nexusd is shutting down")
-        self._reload_config()
-        told = await self._catalogue.reload()
+        async with self._reloading:  # of two at once, the one that read first could have the last word
+            self._refuse_when_leaving()
+            self._reload_config()
+            found = await self._catalogue.discover()
+            self._refuse_when_leaving()  # a module that is started now would keep us from leaving
+            told = self._catalogue.refresh(found)
         self._events.add("daemon.reloaded")
         return told
+
+    def _refuse_when_leaving(self) -> None:
+        if self._leaving.is_set():
+            raise ShuttingDown("nexusd is shutting down")
 
     def _reload_config(self) -> None:
         """Who may do what. Folders and sockets stay as they are until the next start."""
@@ -239,10 +247,13 @@ class UniversalDaemon:
     async def _reload_on_signal(self) -> None:
         try:
             told = await self.reload()
-        except NotPossible as error:
-            log.error("%s: %s", error, error.reason)
+        except NexusError as error:
+            log.error("not reloaded: %s", f"{error}: {error.reason}" if error.reason else error)
             return
-        log.info("reloaded: %s", ", ".join(f"{len(ids)} {what}" for what, ids in told.items()))
+        log.info(
+            "reloaded: %s",
+            ", ".join(f"{len(told[what])} {what}" for what in ("added", "changed", "removed", "invalid")),
+        )
 
     async def _stop_modules(self) -> None:
         """In reverse order of dependency; each has its own time-out, so this ends."""
@@ -280,7 +291,8 @@ def _nothing_runs(fleet: Fleet) -> bool:
 
 
 def _is_stuck(module: Module) -> bool:
-    return all(replica.state_name == "stuck" for replica in module.replicas if replica.run is not None)
+    running = (replica.state for replica in module.replicas if replica.run is not None)
+    return all(isinstance(state, lifecycle.Stuck) for state in running)
 
 
 def _make_folders(config: Config) -> None:

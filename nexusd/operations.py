@@ -7,21 +7,15 @@ import asyncio
 import logging
 import signal
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from msgspec.structs import replace
 
 from nexusd.domain import lifecycle, settings
-from nexusd.domain.errors import (
-    BadValue,
-    NexusError,
-    NoSuchModule,
-    NotPossible,
-    TimedOut,
-)
+from nexusd.domain.errors import BadValue, NexusError, NoSuchModule, NotPossible, TimedOut
+from nexusd.domain.fields import near_match
 from nexusd.domain.fleet import Fleet, Module, ModuleState, Put, Renewal, Want, circle_with
 from nexusd.domain.graph import closure
 from nexusd.domain.manifest import ConfigKey, Definition
@@ -72,15 +66,15 @@ class Operations:
         modules = self._supervisor.fleet.modules
         if module_id in modules:
             return modules[module_id]
-        near = get_close_matches(module_id, modules, 1)
-        hint = f"did you mean {near[0]}?" if near else "nexusctl modules"
+        near = near_match(module_id, modules)
+        hint = f"did you mean {near}?" if near else "nexusctl modules"
         raise NoSuchModule(f"no such module: {module_id}", module_id=module_id, hint=hint)
 
     # Start, stop, restart
 
     async def start(self, module_id: str, patience: Patience) -> dict[str, Any]:
         """Starts what it requires, too. Raises StartFailed, DependencyFailed, TimedOut, NotPossible."""
-        module = self._valid(module_id)
+        module = self._startable(module_id)
         fleet = self._supervisor.fleet
         also = [
             one for one in sorted(closure(fleet.graph.requires, [module_id])) if not _is_wanted(fleet, one)
@@ -106,13 +100,16 @@ class Operations:
         changed = module.wanted or module.is_active
         self._supervisor.handle(Want((*dependents, module_id), False))
         warning = await self._save_wanted([*dependents, module_id], False)
-        await self._wait(module_id, patience, self._outcomes.is_stopped)
-        state = self.module(module_id).state
-        stopped = {"stopped": not self.module(module_id).is_active, "state": str(state)}
+        await self._wait(module_id, patience, self._outcomes.is_stopped, may_be_dropped=True)
+        left = self._supervisor.fleet.modules.get(module_id)
+        stopped = {
+            "stopped": left is None or not left.is_active,
+            "state": str(left.state) if left else "stopped",
+        }
         return {"module_id": module_id, **stopped, "changed": changed, "also": dependents, **warning}
 
     async def restart(self, module_id: str, patience: Patience) -> dict[str, Any]:
-        module = self._valid(module_id)
+        module = self._startable(module_id)
         if not module.wanted:
             started = await self.start(module_id, patience)
             return {"module_id": module_id, "restarted": started["started"], "state": started["state"]}
@@ -205,7 +202,7 @@ class Operations:
         module = self._valid(module_id)
         assert module.definition is not None
         manifest = module.definition.manifest
-        key = _config_key(module_id, manifest.config, name)
+        key = config_key(module_id, manifest.config, name)
         checked = settings.check_value(key, value, name)
         previous = settings.effective(manifest, module.configured)[name]
         told: list[str] = []
@@ -273,6 +270,16 @@ class Operations:
             )
         return module
 
+    def _startable(self, module_id: str) -> Module:
+        module = self._valid(module_id)
+        if module.gone:
+            raise NotPossible(
+                f"{module_id} cannot be started anew: its folder {module.folder} is gone",
+                module_id=module_id,
+                hint=f"nexusctl stop {module_id}, which ends and forgets it",
+            )
+        return module
+
     async def _save_wanted(self, module_ids: list[str], started: bool) -> dict[str, str]:
         """A full disk must not keep an operator from stopping a module: then the answer says what was not kept."""
         try:
@@ -281,12 +288,19 @@ class Operations:
             return {"warning": f"{error}; after a restart of nexusd the former wish holds"}
         return {}
 
-    async def _wait(self, module_id: str, patience: Patience, done: Callable[[Module], bool]) -> None:
+    async def _wait(
+        self,
+        module_id: str,
+        patience: Patience,
+        done: Callable[[Module], bool],
+        may_be_dropped: bool = False,
+    ) -> None:
+        """Until `done` of the module; one whose folder is gone is dropped when it has stopped."""
         if not patience.wait:
             return
 
-        def is_done(_fleet: Fleet) -> bool:
-            return done(self.module(module_id))
+        def is_done(fleet: Fleet) -> bool:
+            return (may_be_dropped and module_id not in fleet.modules) or done(self.module(module_id))
 
         try:
             await self._supervisor.until([module_id], is_done, patience.timeout_s)
@@ -320,9 +334,10 @@ def _runs(module: Module) -> frozenset[str]:
     return frozenset(replica.run for replica in module.replicas if replica.run is not None)
 
 
-def _config_key(module_id: str, keys: dict[str, ConfigKey], name: str) -> ConfigKey:
+def config_key(module_id: str, keys: Mapping[str, ConfigKey], name: str) -> ConfigKey:
+    """Raises BadValue, with the nearest key there is."""
     if name in keys:
         return keys[name]
-    near = get_close_matches(name, keys, 1)
-    hint = f"did you mean {near[0]}?" if near else f"nexusctl config get {module_id}"
+    near = near_match(name, keys)
+    hint = f"did you mean {near}?" if near else f"nexusctl config get {module_id}"
     raise BadValue(f"{module_id} has no configuration key {name}", module_id=module_id, hint=hint, key=name)

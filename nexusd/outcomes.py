@@ -8,7 +8,7 @@ from typing import Any
 
 from nexusd.domain import lifecycle
 from nexusd.domain.errors import DependencyFailed, NexusError, NotPossible, StartFailed
-from nexusd.domain.fleet import Module, ModuleState
+from nexusd.domain.fleet import Module, ModuleState, Refusal
 from nexusd.domain.lifecycle import Replica
 from nexusd.ports import Logs
 
@@ -42,7 +42,7 @@ class Outcomes:
     def is_renewed(self, former: frozenset[str]) -> Callable[[Module], bool]:
         def is_reached(module: Module) -> bool:
             if module.refused is not None:
-                raise self._upgrade_refused(module, module.refused)
+                raise self._upgrade_refused(module.refused)
             _refuse_stuck(module, f"cannot end the former process of {module.id}")
             if any(replica.run in former for replica in module.replicas):
                 return False
@@ -69,34 +69,26 @@ class Outcomes:
 
     def _start_failed(self, module: Module, replica: Replica) -> StartFailed:
         exit = replica.history.last_exit
-        again = (
-            ""
-            if isinstance(replica.state, lifecycle.Failed | lifecycle.Stopped)
-            else "; it is being tried again"
-        )
+        is_over = isinstance(replica.state, lifecycle.Failed | lifecycle.Stopped)
+        again = "" if is_over else "; it is being tried again"
         reason = replica.reason or (exit.description if exit else "unknown")
-        return StartFailed(
-            f"{module.id} did not start: {reason}{again}",
-            module_id=module.id,
-            reason=replica.status_text or reason,
-            hint=f"nexusctl logs {module.id}",
-            replica=replica.name,
-            exit=exit_shown(exit),
-            log=self._logs.tail(replica.name, LOG_LINES),
-        )
+        return self._told_by(replica, f"{module.id} did not start: {reason}{again}", reason)
 
-    def _upgrade_refused(self, module: Module, successor: Replica) -> StartFailed:
-        exit = successor.history.last_exit
-        blocked = successor.state.obstacle if isinstance(successor.state, lifecycle.Waiting) else None
-        reason = successor.reason or blocked or (exit.description if exit else "it did not get ready")
+    def _upgrade_refused(self, refusal: Refusal) -> StartFailed:
+        module_id, reason = refusal.successor.module_id, refusal.reason
+        what = f"{module_id} was not reloaded: the new generation failed ({reason}); the old one goes on"
+        return self._told_by(refusal.successor, what, reason)
+
+    def _told_by(self, replica: Replica, what: str, reason: str) -> StartFailed:
+        """With what the replica itself leaves behind: its last words, its exit, the end of its log."""
         return StartFailed(
-            f"{module.id} was not reloaded: the new generation failed ({reason}); the old one goes on",
-            module_id=module.id,
-            reason=successor.status_text or reason,
-            hint=f"nexusctl logs {module.id}",
-            replica=successor.name,
-            exit=exit_shown(exit),
-            log=self._logs.tail(successor.name, LOG_LINES),
+            what,
+            module_id=replica.module_id,
+            reason=replica.status_text or reason,
+            hint=f"nexusctl logs {replica.module_id}",
+            replica=replica.name,
+            exit=exit_shown(replica.history.last_exit),
+            log=self._logs.tail(replica.name, LOG_LINES),
         )
 
 

@@ -34,14 +34,6 @@ class Processes(Protocol):
         """Keep what a later nexusd needs to go on from here."""
 
 
-class Stored(Protocol):
-    """What the store knows of one module."""
-
-    started: bool | None  # None: nobody ever asked
-    count: int | None
-    configured: Mapping[str, Any]
-
-
 class Store(Protocol):
     """What must survive a reboot. Each raises NotPossible when the disk does not take it."""
 
@@ -97,7 +89,7 @@ class Configs(Protocol):
 class Daemon(Protocol):
     """What a command may ask of the daemon as a whole."""
 
-    async def reload(self) -> dict[str, list[str]]:
-        """Read configuration and manifests again: ids added, changed, removed, invalid."""
+    async def reload(self) -> dict[str, Any]:
+        """Read configuration and manifests again: ids that were added, changed, removed, …; and faults by id."""
 
     def shut_down(self) -> None: ...

@@ -30,6 +30,17 @@ class ModuleState(StrEnum):
     INVALID = "invalid"
 
 
+class Refusal(Struct, frozen=True):
+    """Why the last upgrade came to nothing."""
+
+    successor: Replica  # whose failure ended it
+    at: float  # monotonic seconds
+
+    @property
+    def reason(self) -> str:
+        return _reason(self.successor) or "it did not get ready"
+
+
 class Upgrade(Struct, frozen=True):
     """A new generation that is started beside the old one, and takes over when all of it is ready."""
 
@@ -52,7 +63,7 @@ class Module(Struct, frozen=True):
     configured: dict[str, Any] = {}
     pending: Definition | None = None  # on disk, in force after the next reload
     upgrade: Upgrade | None = None  # under way
-    refused: Replica | None = None  # whose failure ended the last upgrade
+    refused: Refusal | None = None  # how the last upgrade ended, if badly
     faults: tuple[Fault, ...] = ()
     gone: bool = False  # its folder is no longer there
 
@@ -330,7 +341,7 @@ class _Turn:
 
     def _begin_upgrade(self, module: Module, definition: Definition) -> None:
         upgrade = Upgrade(definition, _next_generation(module))
-        self._store(replace(module, upgrade=upgrade, refused=None))
+        self._store(replace(module, upgrade=upgrade, refused=None, faults=(), gone=False))
 
     # Rules
 
@@ -344,7 +355,9 @@ class _Turn:
             return
         failed = next((replica for replica in module.successors if _has_failed(replica)), None)
         if failed is not None:
-            self._store(replace(module, upgrade=None, refused=failed))
+            refusal = Refusal(failed, self._moment.now)
+            pending = module.upgrade.definition
+            self._store(replace(module, upgrade=None, refused=refusal, pending=pending))
         elif len(module.successors) >= module.count and all(map(_is_ready, module.successors)):
             upgrade = module.upgrade
             self._put(module_id, _with_definition(module, upgrade.definition, upgrade.generation))
@@ -390,8 +403,11 @@ class _Turn:
                 self._move(module_id, replica.key, held)
 
     def _tidy(self, module_id: str) -> None:
-        """Replicas that have ended and are beyond the wanted number or generation are forgotten."""
+        """Forgotten is what ended and is beyond the wanted number or generation, or has no folder any more."""
         module = self.modules[module_id]
+        if module.gone and not module.wanted and not module.is_active:
+            self._put(module_id, None)
+            return
         in_force = (*module.current, *module.successors)
         kept = tuple(replica for replica in module.replicas if replica.run is not None or replica in in_force)
         if len(kept) != len(module.replicas):

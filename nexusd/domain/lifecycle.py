@@ -423,11 +423,15 @@ def _wait_is_over(replica: Replica, _event: Event, _policy: Policy, moment: Mome
 
 
 def _ended_before_ready(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
-    """A clean exit before READY is a failed start too. What it said last is most likely why."""
+    """A clean exit before READY is a failed start too."""
     assert isinstance(event, Exited)
     how = event.exit.description if event.exit.cause else f"{event.exit.description} before it was ready"
-    reason = f"{replica.status_text} ({how})" if replica.status_text else how
-    return _try_again(replica, event, reason, policy, moment)
+    return _try_again(replica, event, _with_last_words(how, replica), policy, moment)
+
+
+def _with_last_words(how: str, replica: Replica) -> str:
+    """Its last STATUS= most likely says why it ended."""
+    return f"{how}; it last said: {replica.status_text}" if replica.status_text else how
 
 
 def _ended(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
@@ -437,7 +441,8 @@ def _ended(replica: Replica, event: Event, policy: Policy, moment: Moment) -> St
         return _enter(remembered, Stopped(), moment, reason="ended by itself, exit status 0"), (
             Forget(event.run),
         )
-    return _try_again(_calmed(replica, policy, moment), event, event.exit.description, policy, moment)
+    reason = _with_last_words(event.exit.description, replica)
+    return _try_again(_calmed(replica, policy, moment), event, reason, policy, moment)
 
 
 def _calmed(replica: Replica, policy: Policy, moment: Moment) -> Replica:

@@ -14,46 +14,18 @@ from msgspec.structs import replace
 from nexusd.domain.fields import Fault, Reading, shown
 from nexusd.domain.manifest_reference import manifest_schema
 from nexusd.domain.manifest_rules import Problem, problems
-from nexusd.domain.manifest_sections import (
-    ID_PATTERN,
-    Backoff,
-    Chaos,
-    Check,
-    ConfigKey,
-    Health,
-    Intensity,
-    Limits,
-    Log,
-    Manifest,
-    Reload,
-    Restart,
-    Run,
-    Start,
-    Stop,
-)
+from nexusd.domain.manifest_sections import ID_PATTERN, ConfigKey, Manifest
 from nexusd.domain.settings import converted_key
 from nexusd.domain.units import Seconds, Size, parse_unit
 
 __all__ = [
-    "Backoff",
-    "Chaos",
-    "Check",
     "ConfigKey",
     "Definition",
     "Fault",
-    "Health",
-    "Intensity",
     "InvalidManifest",
-    "Limits",
-    "Log",
     "Manifest",
-    "Reload",
-    "Restart",
-    "Run",
     "Seconds",
     "Size",
-    "Start",
-    "Stop",
     "manifest_schema",
     "parse_manifest",
     "valid_id",

@@ -16,8 +16,8 @@ from nexusd.domain.manifest_sections import Check, ConfigKey, Health, Manifest, 
 
 SIGNALS: Final = tuple(known.name for known in signal.Signals)
 _SIGNAL_EXPECTED: Final = "the name of a signal, such as SIGTERM"
-# What the daemon tells a replica by its environment; overriding it would cut the replica off.
 _READY_BY: Final = ("health.check", "health.readiness", "health.startup")
+# What the daemon tells a replica by its environment; overriding it would cut the replica off.
 _RESERVED: Final = ("NEXUS_", "LISTEN_", "WATCHDOG_", "NOTIFY_SOCKET")
 
 

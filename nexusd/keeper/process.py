@@ -46,6 +46,7 @@ class Keeper:
         self._held: dict[str, int] = {}
         self._logs: dict[str, LogFile] = {}
         self._log_users: dict[str, int] = {}
+        self._troubled: dict[str, LogFile] = {}
         self._sweeping: dict[str, Run] = {}
         self._sweep_at = 0.0
         self._parentless: tuple[float, list[proctable.Stray]] = (0.0, [])
@@ -84,7 +85,7 @@ class Keeper:
     def _patience(self) -> float | None:
         if self._sweeping:
             return max(0.0, self._sweep_at - time.monotonic())
-        return RETRY_S if any(log.trouble for log in self._logs.values()) else None
+        return RETRY_S if self._troubled else None
 
     def _watch_children(self) -> None:
         ears, mouth = socket.socketpair()
@@ -119,7 +120,7 @@ class Keeper:
         if os.path.exists(path):
             os.unlink(path)
         for log in self._logs.values():
-            self._close_log_file(log)
+            self._close_log(log)
         if self._dismissed and not self._runs:  # otherwise its notes are for the nexusd that comes next
             self._journal.remove()
 
@@ -154,7 +155,7 @@ class Keeper:
             os.close(held)
 
     def _ping(self, message: Message, _fds: list[int]) -> None:
-        troubles = [log.trouble for log in self._logs.values() if log.trouble]
+        troubles = [log.trouble for log in self._troubled.values()]
         written = sum(log.written for log in self._logs.values())
         counters = {"runs": len(self._runs), "log_bytes": written, "troubles": troubles[:5]}
         self._nexusd.tell({"say": "pong", "id": message.get("id"), **counters})
@@ -269,7 +270,7 @@ class Keeper:
         self._log_users[run.log_path] -= 1
         if not self._log_users[run.log_path]:
             del self._log_users[run.log_path]
-            self._close_log_file(self._logs.pop(run.log_path))
+            self._drop_log(self._logs[run.log_path])
 
     def _close_gate(self, run: Run) -> None:
         if run.gate is not None:
@@ -289,7 +290,13 @@ class Keeper:
             os.close(run.pidfd)
             run.pidfd = -1
 
-    def _close_log_file(self, log: LogFile) -> None:
+    def _drop_log(self, log: LogFile) -> None:
+        """Nobody writes to it any more; what a full disk has not taken yet is waited for."""
+        if log.path not in self._troubled and log.path not in self._log_users:
+            del self._logs[log.path]
+            log.close()
+
+    def _close_log(self, log: LogFile) -> None:
         log.close()
         if log.held or log.lost:
             _complain(f"{log.held + log.lost} bytes lost: {log.trouble}")
@@ -441,18 +448,23 @@ class Keeper:
         """One piece, so that a loud replica does not hold up the others. Returns its bytes; 0: none for now."""
         if run.log_fd < 0:
             return 0
+        log = self._logs[run.log_path]
         try:
-            moved = self._logs[run.log_path].take(run.log_fd)
+            moved = log.take(run.log_fd)
         except BlockingIOError:
             return 0
         if moved == 0:
             self._close_pipe(run)
+        if log.trouble is not None:
+            self._troubled[log.path] = log
         return moved
 
     def _retry_logs(self) -> None:
-        for log in self._logs.values():
-            if log.trouble is not None:
-                log.retry()
+        for log in tuple(self._troubled.values()):
+            log.retry()
+            if log.trouble is None:
+                del self._troubled[log.path]
+                self._drop_log(log)
 
     def _take_notices(self, run: Run) -> None:
         if notices := run.take_notices():

@@ -10,7 +10,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from difflib import get_close_matches
 from inspect import BoundArguments, Signature, iscoroutinefunction
 from types import TracebackType
 from typing import Any, Protocol
@@ -27,6 +26,7 @@ from oslash.either import Left
 
 from nexusd.domain.access import Caller
 from nexusd.domain.errors import InvalidParams, NexusError
+from nexusd.domain.fields import near_match
 from nexusd.rpc import codec
 from nexusd.rpc.call import Call, Method
 
@@ -85,11 +85,6 @@ class Dispatcher:
             return codec.problem("invalid_request", reason)
         return self._batch(message, call)
 
-    async def handle(self, line: bytes, call: Call) -> Answer:
-        """The same for those who can wait."""
-        answer = self.answer(line, call)
-        return answer if answer is None or isinstance(answer, bytes) else await answer
-
     def _add(self, method: Method) -> None:
         if method.name in self._plain or method.name in self._async:
             raise ValueError(f"two methods named {method.name}")
@@ -145,9 +140,8 @@ class Dispatcher:
         data = error.data if isinstance(error.data, dict) else self._unknown(request.method)
         try:
             return codec.failure(error.code, error.message, data, request.id)
-        except (
-            Exception
-        ):  # of all that can be wrong with details, none may leave the client without an answer
+        # Of all that can be wrong with details, none may leave the client without an answer.
+        except Exception:
             log.exception("the error that %s raised cannot be told in JSON", request.method)
             return codec.problem("internal", "the error cannot be told in JSON", request.id)
 
@@ -240,8 +234,8 @@ def _in_words(failure: str) -> str:
 
 
 def _near(word: str, known: Iterable[str]) -> str | None:
-    close = get_close_matches(word[:100], list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else None
+    near = near_match(word, known)
+    return f"did you mean {near!r}?" if near else None
 
 
 def _internal(method: Method, failure: BaseException) -> NexusError:

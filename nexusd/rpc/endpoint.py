@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nexusd.domain.addresses import LONGEST_SOCKET_PATH
 from nexusd.domain.errors import NotPossible
 from nexusd.rpc.peers import credentials
 
 log = logging.getLogger("nexusd.rpc")
 
-_LONGEST_PATH = 107  # sun_path holds 108 bytes, the last of them NUL
 BACKLOG = 1024  # a full one makes connect() fail with EAGAIN for clients that do not block
 
 
@@ -37,9 +37,8 @@ class Endpoint:
             with _locked(self.path):
                 if _identity(self.path) == self.identity:
                     self.path.unlink()
-        except (
-            OSError
-        ) as failure:  # its folder has gone, or is another's by now: the next daemon clears it away
+        # Its folder has gone, or is another's by now: the next daemon clears it away.
+        except OSError as failure:
             log.warning("cannot remove %s: %s", self.path, failure.strerror)
 
 
@@ -47,10 +46,10 @@ def bind(path: Path, *, mode: int = 0o660, group: str | None = None) -> Endpoint
     """Listen on `path`, clearing away what a dead daemon left there. Raises NotPossible, and then has touched
     nothing.
     """
-    if len(os.fsencode(path)) > _LONGEST_PATH:
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
         raise NotPossible(
             f"the socket's path is too long: {path}",
-            reason=f"it has {len(os.fsencode(path))} bytes, the kernel takes {_LONGEST_PATH}",
+            reason=f"it has {len(os.fsencode(path))} bytes, the kernel takes {LONGEST_SOCKET_PATH}",
             hint="choose a shorter one with --socket or NEXUS_SOCKET",
         )
     try:

@@ -1,6 +1,6 @@
 """What the daemon says of itself to those who ask. Gathered by the daemon, shown by the methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,3 +18,4 @@ class Identity:
     grants: Callable[[], Grants]
     keeper: Callable[[], Mapping[str, Any]]
     warnings: Callable[[], list[str]]
+    module_paths: Callable[[], Sequence[str]]

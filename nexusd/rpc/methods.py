@@ -11,10 +11,9 @@ from msgspec import Meta, Struct
 
 from nexusd.domain import health, settings
 from nexusd.domain.access import effective_permissions
-from nexusd.domain.errors import BadValue, InvalidParams
+from nexusd.domain.errors import InvalidParams
 from nexusd.domain.fleet import Fleet
-from nexusd.domain.manifest import ConfigKey
-from nexusd.operations import Operations, Patience
+from nexusd.operations import Operations, Patience, config_key
 from nexusd.ports import Daemon, EventSource, LogReader
 from nexusd.rpc import discover, views
 from nexusd.rpc.call import Call, Method, NoParams
@@ -174,6 +173,7 @@ class Api:
             **self._page.parts(self._fleet),
             "keeper": identity.keeper(),
             "warnings": identity.warnings(),
+            "module_paths": identity.module_paths(),
         }
 
     def check_liveness(self, _call: Call, _params: NoParams) -> dict[str, Any]:
@@ -230,13 +230,11 @@ class Api:
         module = self._operations.module(params.module_id)
         manifest = module.definition.manifest if module.definition else None
         keys = manifest.config if manifest else {}
-        if params.key is not None and params.key not in keys:
-            raise BadValue(
-                f"{module.id} has no configuration key {params.key}", module_id=module.id, key=params.key
-            )
+        if params.key is not None:
+            config_key(module.id, keys, params.key)
         effective = settings.effective(manifest, module.configured) if manifest else {}
         shown = {
-            name: _key_shown(key, name, effective[name], name in module.configured)
+            name: views.setting(key, effective[name], name in module.configured)
             for name, key in keys.items()
             if params.key in (None, name)
         }
@@ -245,9 +243,8 @@ class Api:
     def get_logs(self, call: Call, params: GetLogs) -> dict[str, Any]:
         module = self._operations.module(params.module_id)
         names = [f"{module.id}#{index}" for index in self._indexes(module.id, params.replica)]
-        subscription = (
-            self._follow(call, names) if params.follow else None
-        )  # first, so that no line is missed
+        # Followed before the past is read: a line may come twice, none is missed.
+        subscription = self._follow(call, names) if params.follow else None
         lines = [
             {"replica": name, "line": line} for name in names for line in self._logs.tail(name, params.lines)
         ]
@@ -323,19 +320,3 @@ def _end(task: asyncio.Task[None]) -> None:
 
 def _patience(params: Start | Restart | Reload) -> Patience:
     return Patience(params.wait, params.timeout)
-
-
-def _key_shown(key: ConfigKey, name: str, value: Any, configured: bool) -> dict[str, Any]:
-    hidden = settings.MASK if key.secret else None
-    return {
-        "value": hidden or value,
-        "default": hidden or key.default,
-        "type": key.type,
-        "min": key.min,
-        "max": key.max,
-        "choices": None if key.secret else key.choices,
-        "apply": key.apply,
-        "secret": key.secret,
-        "source": "configured" if configured else "default",
-        "description": key.description,
-    }

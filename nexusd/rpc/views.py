@@ -14,6 +14,7 @@ from nexusd.domain import health, lifecycle, settings
 from nexusd.domain.fleet import Fleet, Module
 from nexusd.domain.graph import Graph
 from nexusd.domain.lifecycle import Replica
+from nexusd.domain.manifest import ConfigKey
 from nexusd.domain.units import unit_number
 from nexusd.outcomes import exit_shown
 
@@ -61,6 +62,8 @@ def detail(module: Module, graph: Graph, log_path: Callable[[str], str]) -> dict
     faults = [msgspec.structs.asdict(fault) for fault in module.faults]
     shown = {**summary(module), "folder": module.folder, "faults": faults}
     shown |= {"uptime_seconds": _module_uptime(module), "pending_reload": module.pending is not None}
+    refused = module.refused
+    shown["refused_reload"] = {"reason": refused.reason, "at": epoch(refused.at)} if refused else None
     shown["instances"] = [_instance(replica, log_path(replica.name)) for replica in module.replicas]
     shown["health_reasons"] = list(health.health_of(module)[1])
     shown["required_by"] = list(graph.required_by.get(module.id, ()))
@@ -80,6 +83,23 @@ def _from_manifest(module: Module) -> dict[str, Any]:
         "permissions": list(manifest.permissions),
         "config": settings.masked(manifest, effective),
         "limits": _limits(module),
+    }
+
+
+def setting(key: ConfigKey, value: Any, configured: bool) -> dict[str, Any]:
+    """A configuration key with its value, a secret one masked."""
+    hidden = settings.MASK if key.secret else None
+    return {
+        "value": hidden or value,
+        "default": hidden or key.default,
+        "type": key.type,
+        "min": key.min,
+        "max": key.max,
+        "choices": None if key.secret else key.choices,
+        "apply": key.apply,
+        "secret": key.secret,
+        "source": "configured" if configured else "default",
+        "description": key.description,
     }
 
 

@@ -28,11 +28,10 @@ class ConfigFiles:
         """Replaced as a whole: a module that starts meanwhile reads the old or the new. Raises NotPossible."""
         try:
             self._write(module, definition, generation)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: its user is not known on this host
             path = self.path(module.id, generation)
-            raise NotPossible(
-                f"cannot write {path}: {error.strerror or error}", module_id=module.id
-            ) from error
+            reason = getattr(error, "strerror", None) or error
+            raise NotPossible(f"cannot write {path}: {reason}", module_id=module.id) from error
 
     def _write(self, module: Module, definition: Definition, generation: int) -> None:
         manifest = definition.manifest
@@ -49,5 +48,7 @@ class ConfigFiles:
         """Remove the files of generations that are no more."""
         kept = {self.path(module.id, module.generation)}
         kept |= {self.path(module.id, replica.generation) for replica in module.replicas}
-        for path in set(glob(escape(self._stem(module.id)) + ".[0-9]*.json")) - kept:
-            os.unlink(path)
+        stem = f"{self._stem(module.id)}."
+        for path in set(glob(escape(stem) + "*.json")) - kept:
+            if path[len(stem) :].removesuffix(".json").isdecimal():  # "a/one.2" has files of its own
+                os.unlink(path)

@@ -5,12 +5,14 @@ Implements `ports.Control`. One connection for each question: questions are rare
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from nexusd.domain.errors import BadValue, NotPossible, TimedOut
 
 LONGEST_ANSWER = 1 << 20
+ACCEPT_S = 0.05
 
 
 class ControlSockets:
@@ -25,9 +27,14 @@ class ControlSockets:
             raise TimedOut(f"{run}: no answer to {method} within {timeout_s:g} s") from None
         except OSError as error:
             raise NotPossible(f"{run}: its control socket is out of reach: {error.strerror}") from error
+        except ValueError:  # the reader's limit
+            raise NotPossible(
+                f"{run}: its answer to {method} is longer than {LONGEST_ANSWER} bytes"
+            ) from None
 
     async def _ask(self, path: str, method: str, params: Mapping[str, Any]) -> Any:
-        reader, writer = await asyncio.open_unix_connection(path, limit=LONGEST_ANSWER)
+        sock = await _connected(path)
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=LONGEST_ANSWER)
         try:
             request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": dict(params)}
             writer.write(json.dumps(request).encode() + b"\n")
@@ -36,7 +43,28 @@ class ControlSockets:
             writer.close()
 
 
+async def _connected(path: str) -> socket.socket:
+    """As long as too many wait for a module that does not accept, it is tried again: nothing tells when.
+
+    asyncio would take such a socket for a connected one.
+    """
+    while True:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+            return sock
+        except BlockingIOError:
+            sock.close()
+            await asyncio.sleep(ACCEPT_S)
+        except OSError:
+            sock.close()
+            raise
+
+
 def _result(line: bytes, method: str) -> Any:
+    if not line:
+        raise NotPossible(f"the module hung up on {method}")
     try:
         answer = json.loads(line)
         if "result" in answer:

@@ -36,7 +36,7 @@ class EventLog:
         self._leaving = asyncio.Event()
 
     def observe(self, before: Fleet, after: Fleet, touched: frozenset[str]) -> None:
-        for module_id in touched:
+        for module_id in sorted(touched):
             former, module = before.modules.get(module_id), after.modules.get(module_id)
             events = list(_changes(former, module))
             # Of a module with one replica, the module's line says all that the replica's would.
@@ -56,7 +56,11 @@ class EventLog:
         if is_logged:
             _log(event)
         for subscriber in tuple(self._subscribers):
-            subscriber(event)
+            try:
+                subscriber(event)
+            except Exception:  # the border: whoever looks on does not stop what happens
+                log.exception("a subscriber of events failed, and hears no more of them")
+                self._subscribers.discard(subscriber)
         self._unsaved.append(event)
         if self._saving is None:
             self._saving = asyncio.get_running_loop().create_task(self._save_soon())
@@ -108,6 +112,8 @@ def _changes(before: Module | None, after: Module | None) -> Iterator[Event]:
     former = {replica.key: replica for replica in before.replicas}
     for replica in after.replicas:
         yield from _replica_changes(former.get(replica.key), replica)
+    if after.refused is not None and after.refused is not before.refused:
+        yield {"kind": "module.reload_refused", "module_id": after.id, "reason": after.refused.reason}
     if before.state is not after.state:
         yield {
             "kind": "module.state",

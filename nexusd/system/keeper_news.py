@@ -6,21 +6,34 @@ Until `begin` its table is only collected: modules are restored from it first, t
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from signal import SIGTERM
 from typing import Any
 
 import msgspec
 
 from nexusd.domain import lifecycle, runs
-from nexusd.domain.fleet import Fleet, FleetEvent, News
+from nexusd.domain.fleet import Fleet, FleetEvent, Module, News
 from nexusd.domain.lifecycle import Exit, Replica
+from nexusd.domain.manifest import Definition
+from nexusd.domain.units import parse_unit
 from nexusd.ports import Processes
-from nexusd.system.processes import Note, exit_of
+from nexusd.system.processes import DEFINITION_NOTE, Note, exit_of
 
 log = logging.getLogger("nexusd.keeper")
 
 Message = dict[str, Any]
 STRANGER_STOP_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What a former nexusd left of a module."""
+
+    definition: Definition  # that was in force
+    generation: int
+    since: float
+    replicas: tuple[Replica, ...]
 
 
 class KeeperNews:
@@ -37,6 +50,7 @@ class KeeperNews:
         self._tell = tell
         self._table: dict[str, Message] = {}
         self._notes: dict[str, Note] = {}
+        self._definitions: dict[str, Definition] = {}
         self._early: list[Message] = []
         self._begun = False
         self.welcomed = asyncio.Event()
@@ -47,7 +61,7 @@ class KeeperNews:
                 self._table[message["run"]] = message
             case "note":
                 self._take_note(message["name"], message["text"])
-            case "held" | "refused":
+            case "held":
                 pass
             case "welcome":
                 self._welcome(message)
@@ -66,10 +80,15 @@ class KeeperNews:
         for message in self._early:
             self._news(message)
         self._early.clear()
+        self._notes.clear()  # a module that comes back later begins anew
+        self._definitions.clear()
 
-    def restored(self, module_id: str) -> Note | None:
-        """What a former nexusd left of the module: its generation, digest and replicas."""
-        return self._notes.get(module_id)
+    def restored(self, module_id: str) -> Former | None:
+        """What a former nexusd left of the module; None once `begin` was called."""
+        note, definition = self._notes.get(module_id), self._definitions.get(module_id)
+        if note is None or definition is None:
+            return None
+        return Former(definition, note.generation, note.since, note.replicas)
 
     def forgotten(self, known: set[str]) -> list[str]:
         """Modules that were remembered and are on disk no more."""
@@ -77,8 +96,15 @@ class KeeperNews:
 
     def _take_note(self, name: str, text: str) -> None:
         try:
-            self._notes[name] = msgspec.json.decode(text, type=Note)
-        except msgspec.DecodeError as error:  # written by another version: its processes are strangers then
+            if name.startswith(DEFINITION_NOTE):
+                definition = msgspec.json.decode(text, type=Definition, dec_hook=parse_unit)
+                self._definitions[definition.id] = definition
+            else:
+                self._notes[name] = msgspec.json.decode(text, type=Note)
+        except (
+            msgspec.DecodeError,
+            ValueError,
+        ) as error:  # of another version: its processes are strangers then
             log.warning("what was remembered of %s can't be read: %s", name, error)
 
     def _welcome(self, message: Message) -> None:
@@ -95,19 +121,23 @@ class KeeperNews:
         for module in tuple(self._fleet().modules.values()):
             for replica in module.replicas:
                 if replica.run is not None:
-                    for event in _facts(replica, rows.pop(replica.run, None)):
+                    row = rows.pop(replica.run, None)
+                    for event in _facts(replica, row):
                         self._handle(News(module.id, replica.key, event))
-                    self._ask_again(replica)
+                    if row is None:
+                        self._processes.forget(replica.run)
+                    self._ask_again(module, replica)
         for run, row in rows.items():
             self._dismiss(run, row)
 
-    def _ask_again(self, replica: Replica) -> None:
+    def _ask_again(self, module: Module, replica: Replica) -> None:
         """The wish to end it may have been lost with the former keeper."""
         match replica.state:
-            case lifecycle.Stopping(run=run, killed=True):
+            case lifecycle.Stopping(run=run, killed=True) | lifecycle.Stuck(run=run):
                 self._processes.kill(run)
             case lifecycle.Stopping(run=run):
-                self._processes.terminate(run, SIGTERM)
+                policy = lifecycle.policy_of(module.definition_of(replica).manifest)
+                self._processes.terminate(run, policy.stop_signal)
 
     def _dismiss(self, run: str, row: Message) -> None:
         """A run that no module claims: its module is gone, or it is wanted no more."""
@@ -123,7 +153,7 @@ class KeeperNews:
     def _news(self, message: Message) -> None:
         place = self._place(message["run"])
         if place is None:
-            if message["say"] == "exited":
+            if message["say"] in ("exited", "refused"):
                 self._processes.forget(message["run"])
             return
         for event in _events(message):
@@ -148,6 +178,8 @@ def _events(message: Message) -> Iterator[lifecycle.Event]:
             yield from _notified(run, message["notices"])
         case "exited":
             yield lifecycle.Exited(run, exit_of(message["status"], message["refusal"]))
+        case "refused":
+            yield lifecycle.Exited(run, exit_of(None, message["refusal"]))
 
 
 def _notified(run: str, notices: dict[str, str]) -> Iterator[lifecycle.Event]:

@@ -51,31 +51,39 @@ class Follower:
         self._file: int | None = None
         self._rest = b""
         newest = next((one for one in _files(path) if _identity(one)), path)
-        self._open(newest)
+        self._file = _opened(newest)
         if self._file is not None:
             os.lseek(self._file, 0, os.SEEK_END)
 
     def read(self) -> list[str]:
         """What has come since the last call, over as many rotations as there were."""
-        lines = self._read_open()
-        while (following := self._following()) is not None:
-            while rest := self._read_open():
-                lines += rest
+        lines: list[str] = []
+        while True:
+            following = self._open_following()
+            lines += (
+                self._read_to_end()
+            )  # after that question: if there is a next file, this one gets no more
+            if following is None:
+                return lines
             self.close()
-            self._open(following)
-            lines += self._read_open()
-        return lines
+            self._file = following
 
     def close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
-    def _open(self, path: str) -> None:
-        try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self._file = None
+    def _open_following(self) -> int | None:
+        """The next file, also when it is turned over while it is being opened."""
+        while (path := self._following()) is not None:
+            file = _opened(path)
+            if file is None:
+                continue
+            present = self._following()
+            if present is not None and _identity(present) == _identity(file):
+                return file
+            os.close(file)
+        return None
 
     def _following(self) -> str | None:
         """The file that was begun after the open one; None while the open one is the last."""
@@ -89,12 +97,23 @@ class Follower:
             newer = path
         return newer  # the oldest: there was none before, or ours is deleted already
 
-    def _read_open(self) -> list[str]:
-        if self._file is None:
-            return []
-        data = self._rest + os.read(self._file, LONGEST_READ)
-        *whole, self._rest = data.split(b"\n")
-        return [line.decode(errors="replace") for line in whole]
+    def _read_to_end(self) -> list[str]:
+        lines: list[bytes] = []
+        while self._file is not None and (data := os.read(self._file, LONGEST_READ)):
+            *whole, self._rest = (self._rest + data).split(b"\n")
+            lines += whole
+            if len(self._rest) > LONGEST_READ:
+                lines.append(self._rest)
+                self._rest = b""
+        return [line.decode(errors="replace") for line in lines]
+
+
+def _opened(path: str) -> int | None:
+    """None when there is no such file."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
 
 
 async def _push_new_lines(followers: dict[str, Follower], push: Push) -> None:
@@ -112,15 +131,15 @@ async def _push_new_lines(followers: dict[str, Follower], push: Push) -> None:
 
 def _last_lines(path: str, lines: int) -> list[str] | None:
     """None when there is no such file."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    file = _opened(path)
+    if file is None:
         return None
     try:
         data = _read_back(file, lines)
     finally:
         os.close(file)
-    return [line.decode(errors="replace") for line in data.splitlines()[-lines:]] if lines > 0 else []
+    found = data.removesuffix(b"\n").split(b"\n") if data else []
+    return [line.decode(errors="replace") for line in found[-lines:]] if lines > 0 else []
 
 
 def _read_back(file: int, lines: int) -> bytes:
@@ -131,7 +150,8 @@ def _read_back(file: int, lines: int) -> bytes:
         start = max(0, end - CHUNK)
         data = os.pread(file, end - start, start) + data
         end = start
-    return data if end == 0 else data.partition(b"\n")[2]
+    cut = end > 0 and data.find(b"\n") + 1  # of one line that is longer than all that is read: what there is
+    return data[cut:]
 
 
 def _files(path: str) -> Iterator[str]:

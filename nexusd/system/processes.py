@@ -14,7 +14,8 @@ from nexusd.domain import runs
 from nexusd.domain.addresses import parse_listen
 from nexusd.domain.fleet import Module
 from nexusd.domain.lifecycle import Exit, Replica
-from nexusd.domain.manifest import Manifest
+from nexusd.domain.manifest import Definition, Manifest
+from nexusd.domain.units import unit_number
 from nexusd.ports import Configs, Logs
 from nexusd.system.listening import open_socket, socket_name
 from nexusd.system.users import User, look_up
@@ -41,9 +42,16 @@ class Note(msgspec.Struct, frozen=True):
     """What the keeper remembers of a module for a later nexusd."""
 
     generation: int
-    digest: str
     since: float
     replicas: tuple[Replica, ...]
+
+
+DEFINITION_NOTE = "definition "
+
+
+def definition_note(module_id: str) -> str:
+    """The name of the note with a module's definition; that with its replicas bears the module's id."""
+    return DEFINITION_NOTE + module_id
 
 
 class ReplicaProcesses:
@@ -52,6 +60,7 @@ class ReplicaProcesses:
         self._runtime = runtime
         self._logs = logs
         self._configs = configs
+        self._remembered: dict[str, Definition] = {}
         self._host_program = host_program
         self._inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)
@@ -91,11 +100,21 @@ class ReplicaProcesses:
     def remember(self, module_id: str, module: Module | None) -> None:
         if module is None or module.definition is None or not (module.asked or module.replicas):
             self._keeper.note(module_id, None)
+            self._keeper.note(definition_note(module_id), None)
+            self._remembered.pop(module_id, None)
             return
-        note = Note(module.generation, module.definition.digest, module.since, module.replicas)
+        note = Note(module.generation, module.since, module.replicas)
         self._keeper.note(module_id, msgspec.json.encode(note).decode())
+        self._remember_definition(module.definition)
         if module.upgrade is None:
             self._release_unused(module)
+
+    def _remember_definition(self, definition: Definition) -> None:
+        """The one in force: a manifest that is broken later, while nexusd is away, does not end what runs."""
+        if self._remembered.get(definition.id) is not definition:
+            text = msgspec.json.encode(definition, enc_hook=unit_number).decode()
+            self._keeper.note(definition_note(definition.id), text)
+            self._remembered[definition.id] = definition
 
     def _release_unused(self, module: Module) -> None:
         """Listening sockets stay open while the module is wanted, whether or not a replica runs just now."""

@@ -1,15 +1,16 @@
 """What survives a reboot, in SQLite: wanted states, replica counts, configured values, the history of events.
 
 Implements `ports.Store`. One thread of its own does the writing, since synchronous=FULL waits for the disk.
-A damaged file is set aside and said to be; never overwritten.
+A damaged file is set aside and said to be; never overwritten. A row that can't be read is passed over.
 """
 
 import asyncio
 import json
+import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, event TEXT NOT NULL)
 PRAGMA user_version = 1;
 """
 _T = TypeVar("_T")
+
+log = logging.getLogger("nexusd.store")
 
 
 @dataclass(slots=True)
@@ -53,7 +56,7 @@ class SqliteStore:
             if not _is_damage(error):
                 raise Unusable(_in_words(self._path, error)) from error
             self.set_aside = _set_aside(self._path)
-            self._database = _connect(self._path)
+            self._database = _connect_anew(self._path)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
@@ -65,16 +68,17 @@ class SqliteStore:
             found.setdefault(module_id, StoredModule()).started = bool(started)
         for module_id, count in self._database.execute("SELECT module_id, count FROM replicas"):
             found.setdefault(module_id, StoredModule()).count = count
-        for module_id, key, value in self._database.execute("SELECT module_id, key, value FROM configured"):
-            found.setdefault(module_id, StoredModule()).configured[key] = json.loads(value)
+        rows = self._database.execute("SELECT module_id, key, CAST(value AS BLOB) FROM configured")
+        for module_id, key, raw in rows:
+            for value in _readable(raw, f"{module_id} {key}"):
+                found.setdefault(module_id, StoredModule()).configured[key] = value
         return found
 
     def events(self, most: int) -> list[dict[str, Any]]:
         """The last events, oldest first."""
-        rows = self._database.execute(
-            "SELECT event FROM events ORDER BY seq DESC LIMIT ?", (most,)
-        ).fetchall()
-        return [json.loads(event) for (event,) in reversed(rows)]
+        newest_first = "SELECT seq, CAST(event AS BLOB) FROM events ORDER BY seq DESC LIMIT ?"
+        rows = self._database.execute(newest_first, (most,)).fetchall()
+        return [event for seq, raw in reversed(rows) for event in _readable(raw, f"event {seq}")]
 
     async def save_wanted(self, wanted: Mapping[str, bool]) -> None:
         rows = [(module_id, int(started)) for module_id, started in wanted.items()]
@@ -90,6 +94,8 @@ class SqliteStore:
     async def append_events(self, events: Iterable[tuple[int, str]]) -> None:
         """History need not survive a power cut to the last event: no waiting for the disk."""
         rows = list(events)
+        if not rows:
+            return
 
         def append() -> None:
             self._database.execute("PRAGMA synchronous = NORMAL")
@@ -117,7 +123,15 @@ class SqliteStore:
             raise NotPossible(f"not stored: {text}", reason=str(error), hint=f"df -h {self._path}") from error
 
 
+def _connect_anew(path: str) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.Error as error:
+        raise Unusable(_in_words(path, error)) from error
+
+
 def _connect(path: str) -> sqlite3.Connection:
+    _make_private(path)
     database = sqlite3.connect(path, check_same_thread=False, timeout=5)
     try:
         database.execute("PRAGMA journal_mode = WAL")
@@ -129,19 +143,39 @@ def _connect(path: str) -> sqlite3.Connection:
     except BaseException:
         database.close()
         raise
-    os.chmod(path, 0o600)  # configured values may be secrets
     return database
+
+
+def _make_private(path: str) -> None:
+    """Configured values may be secrets. Before SQLite opens it: its companions get the rights of the file."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.chmod(path, 0o600)
+    except OSError as error:
+        raise Unusable(f"{path}: {error.strerror}") from error
+
+
+def _readable(raw: bytes, what: str) -> Iterator[Any]:
+    """The JSON value, or nothing: a bit that fell over need not cost more than its row."""
+    try:
+        yield json.loads(raw)
+    except ValueError:
+        log.warning("%s can't be read from the database: passed over", what)
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
     damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    return code in damaged or (code is None and "damaged" in str(error))
+    return "damaged" in str(error) if code is None else code & 0xFF in damaged
 
 
 def _set_aside(path: str) -> str:
     """Move the file and its companions out of the way, whole, for somebody to look at."""
-    aside = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    aside = stem = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while os.path.exists(aside):
+        number += 1
+        aside = f"{stem}-{number}"
     for suffix in ("", "-wal", "-shm"):
         if os.path.exists(path + suffix):
             os.rename(path + suffix, aside + suffix)

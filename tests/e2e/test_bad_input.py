@@ -7,13 +7,16 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nexusctl.client import RpcError
+from nexusctl.client import Client, RpcError
 from tests.e2e.programs import OBEDIENT, SLEEPER
 from tests.running_nexus import BOUND_S, Fifo, Nexus, is_alive, wait_gone
 
@@ -36,7 +39,7 @@ NOT_STARTABLE = {
     "no-group": ('exec = ["/bin/true"]\ngroup = "nobody-knows"', "there is no group 'nobody-knows'"),
     "no-environment-file": (
         'exec = ["/bin/true"]\nenvironment_file = "env"',
-        "No such file or directory: '.*/env'",
+        "No such file or directory: .*/env",
     ),
     "no-directory": (
         'exec = ["/bin/true"]\ndirectory = "nowhere"',
@@ -338,6 +341,77 @@ def test_a_module_whose_folder_is_deleted_while_it_runs_goes_on_until_it_is_stop
     nexus.call("stop_module", module_id="a/one")
     nexus.call("reload_daemon")
     assert nexus.status()["modules"]["items"] == []
+
+
+# A nexusd that, once it has read the manifests, waits at the gate while there is a file "hold".
+HELD_READER = """
+import os
+from nexusd import __main__, catalogue
+read = catalogue.discover
+def held(paths):
+    found = read(paths)
+    if os.path.exists(os.environ["E2E_HOME"] + "/hold"):
+        with open(os.environ["BELL"], "a") as bell:
+            print("read", file=bell)
+        os.read(os.open(os.environ["GATE"], os.O_RDONLY), 3)
+    return found
+catalogue.discover = held
+__main__.main()
+"""
+
+
+@contextmanager
+def _reload_held(nexus: Nexus, gate: Fifo) -> Iterator[Future[Any]]:
+    """A reload_daemon that has read the folders, and puts what it found in force after the block."""
+    (nexus.home / "hold").touch()
+    with ThreadPoolExecutor(1) as thread, Client(nexus.socket, timeout=BOUND_S) as client:
+        reload = thread.submit(client.call, "reload_daemon")
+        assert nexus.bell.hear() == "read"
+        (nexus.home / "hold").unlink()
+        try:
+            yield reload
+        finally:
+            gate.say()
+            wait([reload], BOUND_S)
+
+
+def test_a_module_that_is_restarted_during_a_reload_is_not_put_back(nexus: Nexus, gate: Fifo) -> None:
+    nexus.program = [sys.executable, "-c", HELD_READER]
+    folder = nexus.add_program("a/one", SLEEPER)
+    nexus.start().until_state("a/one", "started")
+    folder.rename(nexus.home / "elsewhere")
+    with _reload_held(nexus, gate) as reload:
+        (nexus.home / "elsewhere").rename(folder)
+        nexus.call("restart_module", module_id="a/one")
+        pid = nexus.pid_of("a/one")
+    assert reload.result()["removed"] == ["a/one"]
+    assert nexus.pid_of("a/one") == pid
+    assert nexus.call("stop_module", module_id="a/one")["stopped"]
+    assert not is_alive(pid)
+
+
+def test_reloads_at_once_start_a_new_module_once(nexus: Nexus, gate: Fifo) -> None:
+    nexus.program = [sys.executable, "-c", HELD_READER]
+    nexus.start()
+    nexus.add_program("a/one", SLEEPER)
+    with Client(nexus.socket, timeout=BOUND_S) as client, ThreadPoolExecutor(1) as thread:
+        with _reload_held(nexus, gate) as reload:
+            second = thread.submit(client.call, "reload_daemon")
+        wait([second], BOUND_S)
+    assert [*reload.result()["added"], *second.result()["added"]] == ["a/one"]
+    pid = nexus.until_state("a/one", "started")["instances"][0]["pid"]
+    assert [other for other, line in nexus.processes().items() if line.startswith("sleep")] == [pid]
+
+
+def test_a_reload_on_the_way_does_not_keep_nexusd_from_leaving(nexus: Nexus, gate: Fifo) -> None:
+    nexus.program = [sys.executable, "-c", HELD_READER]
+    nexus.start()
+    nexus.add_program("a/one", SLEEPER)
+    with _reload_held(nexus, gate) as reload:
+        assert nexus.call("shutdown")["shutting_down"]
+    with pytest.raises(RpcError, match="shutting down"):
+        reload.result()
+    assert nexus.wait() == 0
 
 
 def test_new_code_that_is_broken_does_not_end_the_old(nexus: Nexus) -> None:

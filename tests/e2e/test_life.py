@@ -351,6 +351,14 @@ os.read(os.open(os.environ["BELL"] + "-never", os.O_RDONLY), 1)
     assert sorted(fds) == [0, 1, 2, int(found["NEXUS_CONTROL_FD"])]
 
 
+def test_a_module_may_open_as_many_files_as_what_nexusd_was_started_with(nexus: Nexus) -> None:
+    """nexusd raises its own limit; a module that gets it so may not work: select() ends at 1,024."""
+    nexus.program = ["sh", "-c", 'ulimit -Sn 300; exec "$@"', "sh", *nexus.program]
+    nexus.add_program("a/one", '#!/bin/sh\nulimit -Sn >> "$BELL"\nexec sleep 1000\n')
+    nexus.start()
+    assert nexus.bell.hear() == "300"
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_module_runs_as_its_user_and_group_and_reads_its_own_configuration(nexus: Nexus) -> None:
     program = '#!/bin/sh\necho "$(id -u) $(id -g) $(cat "$NEXUS_CONFIG") $HOME" >> "$BELL"\nexec sleep 1000\n'

@@ -71,7 +71,13 @@ REFUSALS = {
     "a folder": (["{home}"], {}, "exec", errno.EACCES, "{home}"),
     "no format": (["{home}/noise"], {}, "exec", errno.ENOEXEC, "{home}/noise"),
     "not in PATH": (["no-such-program"], {}, "exec", errno.ENOENT, "no-such-program"),
-    "no such directory": (["/bin/true"], {"directory": "{home}/gone"}, "directory", errno.ENOENT, "{home}/gone"),
+    "no such directory": (
+        ["/bin/true"],
+        {"directory": "{home}/gone"},
+        "directory",
+        errno.ENOENT,
+        "{home}/gone",
+    ),
     "a NUL": (["/bin/true", "a\0b"], {}, "exec", None, None),
 }
 
@@ -129,7 +135,10 @@ def test_three_hundred_at_once_are_started_in_order(kept: Kept) -> None:
 
 def test_exit_statuses_reach_nexusd(kept: Kept) -> None:
     assert os.waitstatus_to_exitcode(kept.run("a", "/bin/sh", "-c", "exit 7")["status"]) == 7
-    assert os.waitstatus_to_exitcode(kept.run("b", "/bin/sh", "-c", "kill -SEGV $$")["status"]) == -signal.SIGSEGV
+    assert (
+        os.waitstatus_to_exitcode(kept.run("b", "/bin/sh", "-c", "kill -SEGV $$")["status"])
+        == -signal.SIGSEGV
+    )
     assert kept.run("c", "/bin/true")["status"] == 0
 
 

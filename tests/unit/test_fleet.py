@@ -404,7 +404,7 @@ def test_a_new_generation_that_does_not_get_ready_goes_and_the_old_one_never_not
     after = fleet.module(ECHO)
     assert after.replicas == (before,)
     assert (after.state, after.generation, after.upgrade) == ("started", 1, None)
-    assert after.refused is not None and after.refused.history.last_exit == CRASH
+    assert after.refused is not None and after.refused.successor.history.last_exit == CRASH
     assert fleet.pass_time(3600) == []
 
 

@@ -52,7 +52,9 @@ def test_a_line_that_was_cut_by_a_crash_is_passed_over(journal: Journal) -> None
         assert journal.read() == ({"one": entry("one")}, {})
 
 
-@pytest.mark.parametrize("noise", [b"5\n", b"null\n", b"[]\n", b'{"run": 5}\n', b'{"note": "x"}\n', b"\xff\n", b"\n{\n"])
+@pytest.mark.parametrize(
+    "noise", [b"5\n", b"null\n", b"[]\n", b'{"run": 5}\n', b'{"note": "x"}\n', b"\xff\n{\n"]
+)
 def test_lines_that_are_not_ours_are_passed_over(journal: Journal, noise: bytes) -> None:
     journal.run(entry("one"))
     Path(journal.path).write_bytes(noise + Path(journal.path).read_bytes() + noise)

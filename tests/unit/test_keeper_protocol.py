@@ -71,7 +71,9 @@ def test_what_was_told_is_read_even_if_the_other_side_went_without_reading(pair:
 @pytest.mark.parametrize(
     "packet", [b"x" * (PACKET_BYTES + 1), b"no json", b"[]", b'"text"', b"\xff", b"[" * 100_000, b'{"a":']
 )
-def test_a_packet_that_is_no_message_is_an_error_and_its_descriptors_are_closed(pair: Pair, packet: bytes) -> None:
+def test_a_packet_that_is_no_message_is_an_error_and_its_descriptors_are_closed(
+    pair: Pair, packet: bytes
+) -> None:
     one, two = pair
     before = open_fds()
     protocol.send(one, packet, (one.fileno(),) * 3)
@@ -212,7 +214,7 @@ def test_each_word_is_taken_in_its_shape_and_refused_without_any_part_of_it(word
 
 def test_the_path_to_a_nested_fault_is_named() -> None:
     launch = {**GOOD["spawn"]["launch"], "log": {"path": "p", "max_bytes": "big", "files": 1}}  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="spawn: launch.log.max_bytes is 'big'"):
+    with pytest.raises(ValueError, match=r"spawn: launch\.log\.max_bytes is 'big'"):
         protocol.check({"say": "spawn", "run": "r", "launch": launch}, [1, 2, 3, 4])
 
 

@@ -21,7 +21,8 @@ class Greeter(Module):
     async def start(self) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.socket.bind("")  # Linux finds a free name (unix(7), autobind)
-        self.socket.sendto(b"subscribe", self.config["bus"])  # if this fails, so does the start
+        self.bus = os.path.join(os.environ.get("TMPDIR", "/tmp"), self.config["bus"])  # as the bus finds it
+        self.socket.sendto(b"subscribe", self.bus)  # if this fails, so does the start
         asyncio.get_running_loop().add_reader(self.socket, self.hear)
         self.background(self.greet(), name="greet")
 
@@ -33,7 +34,7 @@ class Greeter(Module):
 
     def say(self, message: str) -> None:
         try:
-            self.socket.sendto(os.fsencode(message), self.config["bus"])
+            self.socket.sendto(os.fsencode(message), self.bus)
             self.trouble = None
         except OSError as error:  # the bus is being restarted, or its queue is full
             self.trouble = f"the bus does not answer: {error}"

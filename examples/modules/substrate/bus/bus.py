@@ -20,7 +20,7 @@ class Bus(Module):
         self.subscribers: set[str] = set()
 
     async def start(self) -> None:
-        path = self.config["path"]
+        path = os.path.join(os.environ.get("TMPDIR", "/tmp"), self.config["path"])  # an absolute one stays
         # A former run's file is in the way. Not removed on stop: it may be our successor's by then.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

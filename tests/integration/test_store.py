@@ -1,0 +1,247 @@
+"""The store on a real disk: round trips, order, damage, no room, no rights."""
+
+import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexusd.domain.errors import NotPossible
+from nexusd.system.store import KEPT_EVENTS, SqliteStore, StoredModule, Unusable
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "nexus.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    store = opened(path)
+    yield store
+    store.close()
+
+
+def opened(path: Path) -> SqliteStore:
+    store = SqliteStore(str(path))
+    store.open()
+    return store
+
+
+def again(store: SqliteStore, path: Path) -> SqliteStore:
+    store.close()
+    store.open.__self__.__init__(str(path))  # type: ignore[attr-defined]
+    store.open()
+    return store
+
+
+def fill(path: Path) -> None:
+    """A store with something of everything in it."""
+    store = opened(path)
+    asyncio.run(store.save_wanted({"test/one": True, "test/two": False}))
+    asyncio.run(store.save_value("test/one", "key", "a value"))
+    asyncio.run(store.append_events(events(1, 500)))
+    store.close()
+
+
+def events(first: int, last: int) -> list[tuple[int, str]]:
+    return [(seq, json.dumps({"seq": seq, "kind": "test"})) for seq in range(first, last + 1)]
+
+
+VALUES: list[Any] = [
+    0,
+    -1,
+    2**60,
+    1.5,
+    True,
+    False,
+    None,
+    "",
+    "té\u0000xt\n'; DROP TABLE wanted",
+    [1, ["a"]],
+    {"k": 1},
+]
+
+
+def test_all_that_is_stored_is_there_after_a_restart(store: SqliteStore, path: Path) -> None:
+    async def save() -> None:
+        await store.save_wanted({"test/one": True, "test/two": False})
+        await store.save_count("test/one", 3)
+        for number, value in enumerate(VALUES):
+            await store.save_value("test/three", f"k{number}", value)
+        await store.append_events(events(1, 3))
+
+    asyncio.run(save())
+    modules = again(store, path).modules()
+    assert modules["test/one"] == StoredModule(started=True, count=3)
+    assert modules["test/two"] == StoredModule(started=False)
+    assert modules["test/three"].configured == {f"k{number}": value for number, value in enumerate(VALUES)}
+    assert [event["seq"] for event in store.events(2)] == [2, 3]
+
+
+def test_writes_that_are_asked_for_at_once_are_done_in_order(store: SqliteStore, path: Path) -> None:
+    async def save() -> None:
+        values = [store.save_value("test/one", "key", number) for number in range(50)]
+        wishes = [store.save_wanted({"test/one": number % 2 == 0}) for number in range(50)]
+        await asyncio.gather(*values, *wishes)
+
+    asyncio.run(save())
+    assert again(store, path).modules() == {"test/one": StoredModule(started=False, configured={"key": 49})}
+
+
+def test_only_the_last_ten_thousand_events_are_kept(store: SqliteStore) -> None:
+    async def save() -> None:
+        for first in range(1, 12_001, 1000):
+            await store.append_events(events(first, first + 999))
+        await store.append_events([])
+
+    asyncio.run(save())
+    kept = [event["seq"] for event in store.events(20_000)]
+    assert kept == list(range(12_001 - KEPT_EVENTS, 12_001))
+
+
+def test_all_of_it_is_for_its_owner_alone(store: SqliteStore, path: Path) -> None:
+    asyncio.run(store.save_value("test/one", "password", "secret"))
+    assert {one.name: oct(one.stat().st_mode & 0o777) for one in path.parent.glob("nexus.db*")} == {
+        name: "0o600" for name in ("nexus.db", "nexus.db-wal", "nexus.db-shm")
+    }
+
+
+# Damage
+
+
+def garbage_header(path: Path) -> None:
+    path.write_bytes(b"this is no database" + path.read_bytes()[19:])
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 100])
+
+
+def flipped_bytes(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for at in range(4096, len(data), 4096):
+        data[at : at + 12] = bytes(byte ^ 0xFF for byte in data[at : at + 12])
+    path.write_bytes(data)
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(os.urandom(20_000))
+
+
+@pytest.mark.parametrize("damage", [garbage_header, truncated, flipped_bytes, noise])
+def test_a_damaged_file_is_set_aside_whole_and_a_new_one_begun(path: Path, damage: Any) -> None:
+    fill(path)
+    damage(path)
+    damaged = path.read_bytes()
+    store = opened(path)
+    assert store.set_aside is not None and store.set_aside.startswith(f"{path}.damaged-")
+    assert Path(store.set_aside).read_bytes() == damaged
+    assert store.modules() == {} and store.events(10) == []
+    asyncio.run(store.save_wanted({"test/one": True}))
+    store.close()
+    store = opened(path)
+    assert store.set_aside is None and store.modules() == {"test/one": StoredModule(started=True)}
+    store.close()
+
+
+def test_a_second_damaged_file_does_not_overwrite_the_first(path: Path) -> None:
+    asides = set()
+    for content in (b"first " * 1000, b"second " * 1000):
+        path.write_bytes(content)
+        store = opened(path)
+        store.close()
+        asides.add(Path(str(store.set_aside)).read_bytes())
+    assert asides == {b"first " * 1000, b"second " * 1000}
+
+
+def test_a_row_that_cannot_be_read_costs_no_other(path: Path) -> None:
+    fill(path)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE events SET event = CAST(x'ff7b' AS TEXT) WHERE seq = 499")
+        database.execute("INSERT INTO configured VALUES ('test/one', 'bad', '{')")
+    database.close()
+    store = opened(path)
+    assert store.set_aside is None
+    assert [event["seq"] for event in store.events(3)] == [498, 500]
+    assert store.modules()["test/one"].configured == {"key": "a value"}
+    store.close()
+
+
+def test_what_a_crash_left_in_the_journal_is_there(path: Path, tmp_path: Path) -> None:
+    store = opened(path)
+    asyncio.run(store.save_wanted({"test/one": True}))
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    for one in path.parent.glob("nexus.db*"):  # as they are at this moment
+        (crashed / one.name).write_bytes(one.read_bytes())
+    store.close()
+    store = opened(crashed / "nexus.db")
+    assert store.modules() == {"test/one": StoredModule(started=True)}
+    store.close()
+
+
+# No room, no rights
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unusable, match=f"{tmp_path}/gone/nexus.db: No such file or directory"):
+        opened(tmp_path / "gone" / "nexus.db")
+
+
+def test_a_folder_in_its_place_is_named(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(Unusable, match=f"{path}: Is a directory"):
+        opened(path)
+
+
+def mounted(place: Path, options: str) -> Iterator[Path]:
+    if os.getuid() != 0:
+        pytest.skip("mounting takes root")
+    place.mkdir()
+    if os.spawnvp(os.P_WAIT, "mount", ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]) != 0:
+        pytest.skip("cannot mount here")
+    yield place
+    os.spawnvp(os.P_WAIT, "umount", ["umount", "-l", str(place)])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted(tmp_path / "disk", "size=400k")
+
+
+def test_a_read_only_disk_is_named(small_disk: Path) -> None:
+    fill(small_disk / "nexus.db")
+    assert os.spawnvp(os.P_WAIT, "mount", ["mount", "-o", "remount,ro", str(small_disk)]) == 0
+    with pytest.raises(Unusable, match="Read-only file system"):
+        opened(small_disk / "nexus.db")
+
+
+def test_a_full_disk_refuses_the_write_by_name_and_takes_the_next_when_there_is_room(
+    small_disk: Path,
+) -> None:
+    store = opened(small_disk / "nexus.db")
+    asyncio.run(store.save_value("test/one", "key", "before"))
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError):
+        ballast.write_bytes(b"x" * 500_000)
+    with pytest.raises(NotPossible) as refused:
+        for _ in range(50):
+            asyncio.run(store.save_value("test/one", "key", "x" * 10_000))
+    assert "not stored: " in refused.value.message and "full" in refused.value.message
+    assert refused.value.hint == f"df -h {small_disk}/nexus.db"
+    ballast.unlink()
+    asyncio.run(store.save_value("test/one", "key", "after"))
+    assert store.modules()["test/one"].configured == {"key": "after"}
+    store.close()
+
+
+def test_a_disk_too_full_to_begin_with_is_named(small_disk: Path) -> None:
+    with pytest.raises(OSError):
+        (small_disk / "ballast").write_bytes(b"x" * 500_000)
+    with pytest.raises(Unusable, match="full"):
+        opened(small_disk / "nexus.db")
