@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from nexusd.domain.access import SecurityContext, permits
-from nexusd.domain.fleet import Load, Module, Put, Want, circle_with, graph_of
+from nexusd.domain.fleet import Load, Module, Put, Want, circle_with, count_with, graph_of
 from nexusd.domain.graph import cycles
 from nexusd.domain.manifest import Definition, Fault
 from nexusd.supervisor import Supervisor
@@ -95,12 +95,13 @@ class Catalogue:
         if definition is None:
             return module
         stored = self._stored.get(found.id, StoredModule())
-        count = definition.manifest.replicas if stored.count is None else stored.count
+        in_force = former.definition if former else definition
+        count = in_force.manifest.replicas if stored.count is None else stored.count
         module = replace(module, count=count, configured=stored.configured)
         if former is not None:
             module = replace(
                 module,
-                definition=former.definition,
+                definition=in_force,
                 wanted=self._wish(found.id, definition),
                 asked=True,
                 generation=former.generation,
@@ -134,7 +135,9 @@ class Catalogue:
         pending = found.definition if is_new else None
         fresh = replace(module, pending=pending, faults=found.faults, gone=False)
         if pending and not module.is_active and not circle_with(self._supervisor.fleet, module, pending):
-            fresh = replace(fresh, definition=pending, pending=None, generation=module.generation + 1)
+            count = count_with(module, pending)
+            fresh = replace(fresh, definition=pending, count=count, pending=None)
+            fresh = replace(fresh, generation=module.generation + 1)
         if fresh != module:
             self._supervisor.handle(Put(found.id, fresh))
         return is_new

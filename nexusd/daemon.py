@@ -91,6 +91,7 @@ class UniversalDaemon:
         self._processes = ReplicaProcesses(
             self._keeper, config.runtime, self._logs, self._configs, host.__file__
         )
+        self._processes.holds_back = True
         self._clock = LoopClock(lambda: self.supervisor.expire_deadlines())
         self.supervisor = Supervisor(self._processes, self._clock, self._gave_up)
         self.supervisor.observers.append(self._events.observe)
@@ -160,6 +161,7 @@ class UniversalDaemon:
         config = self.config
         # First: where another nexusd answers, this one is refused before it has started anything.
         bound = endpoint.bind(Path(config.socket), group=config.api.group)
+        self._processes.holds_back = False
         self._news.begin()
         self._clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
         self._catalogue.start_wanted()
@@ -257,7 +259,8 @@ class UniversalDaemon:
 
     async def _stop_modules(self) -> None:
         """In reverse order of dependency; each has its own time-out, so this ends."""
-        ids = tuple(self.supervisor.fleet.modules)
+        modules = self.supervisor.fleet.modules.values()
+        ids = tuple(module.id for module in modules if module.wanted or module.is_active)
         self.supervisor.handle(Want(ids, False))
         await self.supervisor.until(ids, _nothing_runs, None)
 

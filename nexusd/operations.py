@@ -26,6 +26,7 @@ from nexusd.supervisor import Supervisor
 log = logging.getLogger("nexusd.operations")
 
 CONFIGURE_TIMEOUT_S = 5.0
+EXPORT_TIMEOUT_S = 5.0
 
 Reread = Callable[[Module], Awaitable[Definition | None]]  # the definition on disk; None: no longer usable
 SignalRun = Callable[[str, int], None]
@@ -134,7 +135,9 @@ class Operations:
             )
         definition = await self._definition_on_disk(module)
         changed = definition.digest != module.definition.digest
+        states = await self._export_states(self.module(module_id))
         former = _runs(self.module(module_id))
+        self._configs.hand_over(self.module(module_id), states)
         self._supervisor.handle(Renewal(module_id, definition, beside=chosen == "graceful"))
         if self.module(module_id).wanted:
             await self._wait(module_id, patience, self._outcomes.is_renewed(former))
@@ -149,6 +152,23 @@ class Operations:
             "generation": reloaded.generation,
             "changed": changed,
         }
+
+    async def _export_states(self, module: Module) -> dict[int, Any]:
+        """What each replica wants its successor to know, by index. Programs are not asked: few would answer."""
+        states: dict[int, Any] = {}
+        if module.definition is None or module.definition.manifest.run.python is None:
+            return states
+        for replica in module.current:
+            if isinstance(replica.state, lifecycle.Started):
+                try:
+                    states[replica.index] = await self._control.ask(
+                        replica.state.run, "export_state", {}, EXPORT_TIMEOUT_S
+                    )
+                except (
+                    NexusError
+                ) as error:  # a state that can't be had must not keep new code from being loaded
+                    log.warning("%s hands nothing over: %s", replica.name, error)
+        return {index: state for index, state in states.items() if state is not None}
 
     def _reload_by_signal(self, module: Module) -> dict[str, Any]:
         assert module.definition is not None
@@ -209,9 +229,11 @@ class Operations:
         try:
             if key.apply == "live":
                 await self._tell_replicas(module, name, checked, told)
+            self._write_config(module_id, {**module.configured, name: checked})
             await self._store.save_value(module_id, name, checked)
         except NexusError:
             await self._take_back(told, name, previous)
+            self._write_config(module_id, module.configured)
             raise
         self._put_value(module_id, name, checked)
         applied = self._apply(module_id, key, bool(told))
@@ -243,6 +265,9 @@ class Operations:
         module = self.module(module_id)
         module = replace(module, configured={**module.configured, name: value})
         self._supervisor.handle(Put(module_id, module))
+
+    def _write_config(self, module_id: str, configured: Mapping[str, Any]) -> None:
+        module = replace(self.module(module_id), configured=dict(configured))
         if module.definition is not None:
             self._configs.write(module, module.definition, module.generation)
 

@@ -82,6 +82,12 @@ class Configs(Protocol):
 
     def path(self, module_id: str, generation: int) -> str: ...
 
+    def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
+        """Keep what each replica, by index, exported for the next generation. Raises NotPossible."""
+
+    def former_state(self, replica: Replica) -> str | None:
+        """The file with what its predecessor exported for this replica."""
+
     def tidy(self, module: Module) -> None:
         """Remove what belongs to generations that are no more."""
 

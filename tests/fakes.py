@@ -234,12 +234,19 @@ class FakeConfigs:
     def __init__(self) -> None:
         self.files: dict[str, dict[str, Any]] = {}
         self.tidied: list[str] = []
+        self.handed_over: dict[str, dict[int, Any]] = {}
 
     def write(self, module: Module, definition: Definition, generation: int) -> None:
         self.files[self.path(module.id, generation)] = dict(module.configured)
 
     def path(self, module_id: str, generation: int) -> str:
         return f"{module_id}.{generation}"
+
+    def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
+        self.handed_over[module.id] = dict(states)
+
+    def former_state(self, replica: Replica) -> str | None:
+        return None
 
     def tidy(self, module: Module) -> None:
         self.tidied.append(module.id)

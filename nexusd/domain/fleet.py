@@ -336,11 +336,11 @@ class _Turn:
 
     def _replace(self, module: Module, definition: Definition) -> None:
         """The new generation is in force at once; if it is to run, `_fill` stops the old and makes the new one."""
-        fresh = _with_definition(module, definition, _next_generation(module))
+        fresh = _with_definition(module, definition, next_generation(module))
         self._put(module.id, replace(fresh, since=self._moment.now, refused=None))
 
     def _begin_upgrade(self, module: Module, definition: Definition) -> None:
-        upgrade = Upgrade(definition, _next_generation(module))
+        upgrade = Upgrade(definition, next_generation(module))
         self._store(replace(module, upgrade=upgrade, refused=None, faults=(), gone=False))
 
     # Rules
@@ -467,10 +467,16 @@ class _Turn:
 def _with_definition(module: Module, definition: Definition, generation: int) -> Module:
     """The module with a definition that was read from its folder just now: what was wrong there is past."""
     fresh = replace(module, definition=definition, generation=generation, faults=(), gone=False)
-    return replace(fresh, pending=None, upgrade=None)
+    return replace(fresh, count=count_with(module, definition), pending=None, upgrade=None)
 
 
-def _next_generation(module: Module) -> int:
+def count_with(module: Module, definition: Definition) -> int:
+    """How many replicas the module has under this definition: as many as it says, unless it was scaled."""
+    was_scaled = module.definition is not None and module.count != module.definition.manifest.replicas
+    return module.count if was_scaled else definition.manifest.replicas
+
+
+def next_generation(module: Module) -> int:
     """Never one that a replica still has, such as that of an upgrade which was called off."""
     return 1 + max([module.generation, *(replica.generation for replica in module.replicas)])
 

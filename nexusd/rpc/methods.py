@@ -32,13 +32,13 @@ class OneModule(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Start(Struct, frozen=True, forbid_unknown_fields=True):
     module_id: ModuleId
-    cascade: bool = False
     wait: bool = True
     timeout: Timeout = None
 
 
-class Restart(Struct, frozen=True, forbid_unknown_fields=True):
+class Stop(Struct, frozen=True, forbid_unknown_fields=True):
     module_id: ModuleId
+    cascade: bool = False
     wait: bool = True
     timeout: Timeout = None
 
@@ -118,12 +118,12 @@ class Api:
             Method(
                 "start_module", self.start, "Start a module and what it requires", Start, "module.start", True
             ),
-            Method("stop_module", self.stop, "Stop a module", Start, "module.stop", True),
+            Method("stop_module", self.stop, "Stop a module", Stop, "module.stop", True),
             Method(
                 "restart_module",
                 self.restart,
                 "Stop a module and start it again",
-                Restart,
+                Start,
                 "module.start",
                 True,
             ),
@@ -205,10 +205,10 @@ class Api:
     async def start(self, _call: Call, params: Start) -> dict[str, Any]:
         return await self._operations.start(params.module_id, _patience(params))
 
-    async def stop(self, _call: Call, params: Start) -> dict[str, Any]:
+    async def stop(self, _call: Call, params: Stop) -> dict[str, Any]:
         return await self._operations.stop(params.module_id, params.cascade, _patience(params))
 
-    async def restart(self, _call: Call, params: Restart) -> dict[str, Any]:
+    async def restart(self, _call: Call, params: Start) -> dict[str, Any]:
         return await self._operations.restart(params.module_id, _patience(params))
 
     async def reload(self, _call: Call, params: Reload) -> dict[str, Any]:
@@ -318,5 +318,5 @@ def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
 
 
-def _patience(params: Start | Restart | Reload) -> Patience:
+def _patience(params: Start | Stop | Reload) -> Patience:
     return Patience(params.wait, params.timeout)

@@ -5,13 +5,19 @@ Implements `ports.Configs`. The file is the module's user's alone: values may be
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from glob import escape, glob
+from typing import Any
 
 from nexusd.domain.errors import NotPossible
-from nexusd.domain.fleet import Module
+from nexusd.domain.fleet import Module, next_generation
+from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import Definition
 from nexusd.domain.settings import effective
 from nexusd.system.users import uid_of
+
+_OF_A_GENERATION = re.compile(r"(?P<generation>\d+)(?:\.json|(?P<state>\.\d+\.state))")
 
 
 class ConfigFiles:
@@ -26,29 +32,48 @@ class ConfigFiles:
 
     def write(self, module: Module, definition: Definition, generation: int) -> None:
         """Replaced as a whole: a module that starts meanwhile reads the old or the new. Raises NotPossible."""
-        try:
-            self._write(module, definition, generation)
-        except (OSError, ValueError) as error:  # ValueError: its user is not known on this host
-            path = self.path(module.id, generation)
-            reason = getattr(error, "strerror", None) or error
-            raise NotPossible(f"cannot write {path}: {reason}", module_id=module.id) from error
+        values = effective(definition.manifest, module.configured)
+        self._write(self.path(module.id, generation), values, definition)
 
-    def _write(self, module: Module, definition: Definition, generation: int) -> None:
-        manifest = definition.manifest
-        path = self.path(module.id, generation)
-        fresh = f"{path}.new"
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(effective(manifest, module.configured), file)
-            if manifest.run.user is not None:
-                os.fchown(descriptor, uid_of(manifest.run.user), -1)
-        os.replace(fresh, path)
+    def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
+        """Put what each replica exported where the next generation finds it. Raises NotPossible."""
+        self.tidy(module)  # of a reload that was refused the generation's number comes again
+        for index, state in states.items():
+            if module.definition is not None:
+                path = self._state_path(module.id, next_generation(module), index)
+                self._write(path, state, module.definition)
+
+    def former_state(self, replica: Replica) -> str | None:
+        """The file for the first start of a replica; one that crashed later begins without."""
+        path = self._state_path(replica.module_id, replica.generation, replica.index)
+        return path if replica.history.last_exit is None and os.path.exists(path) else None
+
+    def _state_path(self, module_id: str, generation: int, index: int) -> str:
+        return f"{self._stem(module_id)}.{generation}.{index}.state"
+
+    def _write(self, path: str, value: Any, definition: Definition) -> None:
+        try:
+            _write_private(path, json.dumps(value), definition.manifest.run.user)
+        except (OSError, ValueError) as error:  # ValueError: its user is not known on this host
+            reason = getattr(error, "strerror", None) or error
+            raise NotPossible(f"cannot write {path}: {reason}", module_id=definition.id) from error
 
     def tidy(self, module: Module) -> None:
         """Remove the files of generations that are no more."""
-        kept = {self.path(module.id, module.generation)}
-        kept |= {self.path(module.id, replica.generation) for replica in module.replicas}
+        kept = {module.generation, *(replica.generation for replica in module.replicas)}
         stem = f"{self._stem(module.id)}."
-        for path in set(glob(escape(stem) + "*.json")) - kept:
-            if path[len(stem) :].removesuffix(".json").isdecimal():  # "a/one.2" has files of its own
+        for path in glob(escape(stem) + "*"):
+            match = _OF_A_GENERATION.fullmatch(path[len(stem) :])  # "a/one.2" has files of its own
+            if match and (match["state"] or int(match["generation"]) not in kept):
                 os.unlink(path)
+
+
+def _write_private(path: str, text: str, user: str | None) -> None:
+    """For the module's user alone, and whole: who opens it meanwhile reads the old or the new."""
+    fresh = f"{path}.new"
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        if user is not None:
+            os.fchown(descriptor, uid_of(user), -1)
+    os.replace(fresh, path)

@@ -62,11 +62,17 @@ class ReplicaProcesses:
         self._configs = configs
         self._remembered: dict[str, Definition] = {}
         self._host_program = host_program
+        self.holds_back = False
         self._inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)
         }
 
     def spawn(self, run: str, replica: Replica, module: Module) -> None:
+        """While it holds back nothing is started: the keeper's table, told before, would not have the run, and
+        it would be started a second time when the fleet is held against the table.
+        """
+        if self.holds_back:
+            return
         definition = module.definition_of(replica)
         manifest = definition.manifest
         user = look_up(manifest.run.user, manifest.run.group)
@@ -156,6 +162,8 @@ class ReplicaProcesses:
             "NEXUS_CONFIG": self._configs.path(replica.module_id, replica.generation),
             "NOTIFY_SOCKET": self.socket_path(run, "notify"),
         }
+        if (state := self._configs.former_state(replica)) is not None:
+            environment["NEXUS_FORMER_STATE"] = state
         if manifest.health.watchdog is not None:
             environment["WATCHDOG_USEC"] = str(int(manifest.health.watchdog * 1_000_000))
         if manifest.run.listen:

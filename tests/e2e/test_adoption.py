@@ -392,6 +392,23 @@ def test_a_listening_socket_answers_over_each_death_and_a_graceful_reload_after_
     assert _asked(path) == nexus.pid_of("a/one") != pid
 
 
+def test_what_may_start_at_last_is_started_once(nexus: Nexus, gate: Fifo) -> None:
+    folder = nexus.add_program("a/one", READY_LATER, run='ready = "notify"')
+    nexus.add_program("a/two", SLEEPER, 'after = ["a/one"]\n')
+    nexus.start()
+    assert nexus.bell.hear() == "begun"
+
+    nexus.kill()
+    folder.rename(nexus.home / "elsewhere")
+    nexus.start()
+
+    pid = nexus.until_state("a/two", "started")["instances"][0]["pid"]
+    nexus.call("stop_module", module_id="a/two")  # by now the keeper has done all that it was asked before
+    nexus.call("start_module", module_id="a/two")
+    sleeping = [other for other, line in nexus.processes().items() if line.startswith("sleep")]
+    assert sleeping == [nexus.pid_of("a/two")] != [pid]
+
+
 def test_what_was_deleted_from_disk_meanwhile_is_stopped(nexus: Nexus) -> None:
     folder = nexus.add_program("a/one", SLEEPER)
     nexus.add_program("a/two", SLEEPER)

@@ -13,7 +13,7 @@ import pytest
 
 from nexusctl.client import RpcError
 from tests.e2e.programs import DEAF, OBEDIENT, READY_LATER, SLEEPER
-from tests.running_nexus import INTERPRETER, Fifo, Nexus, is_alive, wait_gone
+from tests.running_nexus import INTERPRETER, Fifo, Nexus, Status, is_alive, wait_gone
 
 QUICK = '[restart]\nbackoff = { first = "0s", initial = "50ms", max = "50ms" }\n'
 SOON_GIVEN_UP = QUICK + 'intensity = { restarts = 2, within = "60s" }\n'
@@ -396,3 +396,18 @@ def _zombies_of(parent: int) -> list[int]:
             for pid in file.read().split()
             if not is_alive(int(pid)) and os.path.exists(f"/proc/{pid}")
         ]
+
+
+def _is_up(status: Status, count: int) -> bool:
+    return len(status["instances"]) == count and status["state"] == "started"
+
+
+def test_a_number_of_replicas_that_was_edited_is_in_force_after_the_reload(nexus: Nexus) -> None:
+    nexus.add_program("a/one", SLEEPER)
+    nexus.start().until_state("a/one", "started")
+    for count in (3, 1):
+        nexus.add_program("a/one", SLEEPER, f"replicas = {count}\n")
+        nexus.call("reload_module", module_id="a/one")
+        nexus.until("a/one", lambda status, count=count: _is_up(status, count))
+        nexus.kill()
+        assert len(nexus.start().status("a/one")["instances"]) == count

@@ -92,7 +92,7 @@ def test_what_is_no_result_is_an_error_that_says_so(place: Path, what: str) -> N
 
 
 def test_silence_is_a_time_out(place: Path) -> None:
-    with pytest.raises(TimedOut, match="one: no answer to health within 0.05 s"):
+    with pytest.raises(TimedOut, match=r"one: no answer to health within 0\.05 s"):
         ask(place, lambda _: None, timeout_s=0.05)
 
 

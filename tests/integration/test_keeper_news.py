@@ -4,7 +4,6 @@ import asyncio
 from signal import SIGQUIT, SIGTERM
 from typing import Any
 
-import msgspec
 import pytest
 
 from nexusd.domain.fleet import FleetEvent, News

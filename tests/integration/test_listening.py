@@ -50,7 +50,7 @@ def test_a_living_socket_is_not_stolen_even_when_it_accepts_nobody(place: Path) 
         for client in waiting:
             client.setblocking(False)
             client.connect_ex(str(place / "s"))
-        with pytest.raises(OSError, match="cannot listen on unix:.*: Address already in use"):
+        with pytest.raises(OSError, match=r"cannot listen on unix:.*: Address already in use"):
             open_socket(f"unix:{place}/s")
         for client in waiting:
             client.close()

@@ -149,7 +149,7 @@ def test_start_waits_for_the_outcome_with_the_given_time(daemon: FakeDaemon, sai
     daemon.answers["start_module"] = started
     assert said("start", "mesh/echo", "--timeout", "7") == (0, "mesh/echo started\n", "")
     assert daemon.asked == [
-        ("start_module", {"module_id": "mesh/echo", "cascade": False, "wait": True, "timeout": 7.0})
+        ("start_module", {"module_id": "mesh/echo", "wait": True, "timeout": 7.0})
     ]
 
 
@@ -165,9 +165,8 @@ def test_what_came_along_and_what_was_done_before_is_said(daemon: FakeDaemon, sa
         "also": ["substrate/bus"],
         "changed": params["module_id"] == "mesh/echo",
     }
-    assert said("start", "mesh/echo", "--cascade")[1] == "mesh/echo started, and with it substrate/bus\n"
+    assert said("start", "mesh/echo")[1] == "mesh/echo started, and with it substrate/bus\n"
     assert said("start", "mesh/router")[1] == "mesh/router was started already\n"
-    assert [params["cascade"] for params in daemon.asked_for("start_module")] == [True, False]
 
 
 def test_several_are_started_at_once_and_told_as_they_come(

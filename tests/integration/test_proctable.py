@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from kept import await_end
@@ -87,7 +88,8 @@ def test_a_zombie_is_told_from_a_process_whose_main_thread_has_ended(start: Star
     )
     process = subprocess.Popen([sys.executable, "-c", headless], stdout=subprocess.PIPE, text=True)
     assert line(process) == "there"
-    while "Z" not in open(f"/proc/{process.pid}/task/{process.pid}/stat").read().rpartition(")")[2]:
+    main_thread = Path(f"/proc/{process.pid}/task/{process.pid}/stat")
+    while "Z" not in main_thread.read_text().rpartition(")")[2]:
         pass
     assert known(process.pid).state == "S"
     assert [one.pid for one in proctable.members("none", known(process.pid), none)] == [process.pid]
@@ -166,7 +168,8 @@ def test_the_title_shows_in_proc_and_carries_the_run() -> None:
         "import sys; from nexusd.keeper.proctable import Title; title = Title()\n"
         "title.show('nexus-keeper-and-more', 'nexus-keeper ' + 'x' * 5000); title.carry('test/one#0@1~aa')\n"
         "print(open('/proc/self/comm').read().strip(), len(open('/proc/self/cmdline').read()))\n"
-        "print(open('/proc/self/cmdline').read(13)); print('NEXUS_RUN=test/one#0@1~aa\\0' in open('/proc/self/environ').read())\n"
+        "print(open('/proc/self/cmdline').read(13))\n"
+        "print('NEXUS_RUN=test/one#0@1~aa\\0' in open('/proc/self/environ').read())\n"
     )
     environment = {**os.environ, "NEXUS_RUN": proctable.RUN_ROOM}
     told = subprocess.run(

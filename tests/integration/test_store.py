@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,6 @@ def store(path: Path) -> Iterator[SqliteStore]:
 
 def opened(path: Path) -> SqliteStore:
     store = SqliteStore(str(path))
-    store.open()
-    return store
-
-
-def again(store: SqliteStore, path: Path) -> SqliteStore:
-    store.close()
-    store.open.__self__.__init__(str(path))  # type: ignore[attr-defined]
     store.open()
     return store
 
@@ -76,21 +70,25 @@ def test_all_that_is_stored_is_there_after_a_restart(store: SqliteStore, path: P
         await store.append_events(events(1, 3))
 
     asyncio.run(save())
-    modules = again(store, path).modules()
-    assert modules["test/one"] == StoredModule(started=True, count=3)
-    assert modules["test/two"] == StoredModule(started=False)
-    assert modules["test/three"].configured == {f"k{number}": value for number, value in enumerate(VALUES)}
-    assert [event["seq"] for event in store.events(2)] == [2, 3]
+    store.close()
+    with closing(opened(path)) as later:
+        modules = later.modules()
+        assert modules["test/one"] == StoredModule(started=True, count=3)
+        assert modules["test/two"] == StoredModule(started=False)
+        assert modules["test/three"].configured == {
+            f"k{number}": value for number, value in enumerate(VALUES)
+        }
+        assert [event["seq"] for event in later.events(2)] == [2, 3]
 
 
-def test_writes_that_are_asked_for_at_once_are_done_in_order(store: SqliteStore, path: Path) -> None:
+def test_writes_that_are_asked_for_at_once_are_done_in_order(store: SqliteStore) -> None:
     async def save() -> None:
         values = [store.save_value("test/one", "key", number) for number in range(50)]
         wishes = [store.save_wanted({"test/one": number % 2 == 0}) for number in range(50)]
         await asyncio.gather(*values, *wishes)
 
     asyncio.run(save())
-    assert again(store, path).modules() == {"test/one": StoredModule(started=False, configured={"key": 49})}
+    assert store.modules() == {"test/one": StoredModule(started=False, configured={"key": 49})}
 
 
 def test_only_the_last_ten_thousand_events_are_kept(store: SqliteStore) -> None:
@@ -106,9 +104,8 @@ def test_only_the_last_ten_thousand_events_are_kept(store: SqliteStore) -> None:
 
 def test_all_of_it_is_for_its_owner_alone(store: SqliteStore, path: Path) -> None:
     asyncio.run(store.save_value("test/one", "password", "secret"))
-    assert {one.name: oct(one.stat().st_mode & 0o777) for one in path.parent.glob("nexus.db*")} == {
-        name: "0o600" for name in ("nexus.db", "nexus.db-wal", "nexus.db-shm")
-    }
+    rights = {one.name: oct(one.stat().st_mode & 0o777) for one in path.parent.glob("nexus.db*")}
+    assert rights == dict.fromkeys(("nexus.db", "nexus.db-wal", "nexus.db-shm"), "0o600")
 
 
 # Damage

@@ -143,7 +143,10 @@ def test_all_faults_of_a_file_are_told_together(file: Path) -> None:
     assert sorted(found) == ["access.users.alice", "api.batch", "log_format", "modules", "sockets"]
     assert found["sockets"].hint == 'did you mean "socket"?'
     assert found["log_format"].expected == 'one of "text", "json", "journal"'
-    assert (found["api.batch"].expected, found["api.batch"].found) == ("an integer from 1 to 100000", '"many"')
+    assert (found["api.batch"].expected, found["api.batch"].found) == (
+        "an integer from 1 to 100000",
+        '"many"',
+    )
 
 
 def test_a_fault_names_its_file(file: Path) -> None:

@@ -381,7 +381,7 @@ def test_a_graceful_reload_starts_the_new_before_it_stops_the_old():
     fleet.want(ECHO)
     fleet.ready(ECHO)
     fleet.ready(ECHO, index=1)
-    assert fleet.apply(Renewal(ECHO, definition(ECHO, "new"), beside=True)) == [
+    assert fleet.apply(Renewal(ECHO, definition(ECHO, "new", replicas=2), beside=True)) == [
         f"spawn {ECHO}#0",
         f"spawn {ECHO}#1",
     ]

@@ -109,7 +109,9 @@ def test_a_file_that_is_there_is_gone_on_with(tmp_path: Path, pipe: Pipe) -> Non
 
 
 @pytest.mark.parametrize("piece", [1, 7, 10, 64, 1000])
-def test_a_file_is_turned_over_between_two_lines_however_they_come(tmp_path: Path, pipe: Pipe, piece: int) -> None:
+def test_a_file_is_turned_over_between_two_lines_however_they_come(
+    tmp_path: Path, pipe: Pipe, piece: int
+) -> None:
     path = tmp_path / "0.log"
     log = LogFile(str(path), 50, 1000)
     text = "".join(f"line {number}\n" for number in range(200))
@@ -193,7 +195,9 @@ def test_a_full_disk_blocks_nobody_and_bytes_are_held(tmp_path: Path, pipe: Pipe
     assert (log.held, log.trouble) == (0, None)
 
 
-def test_what_is_lost_beyond_that_is_confessed_where_it_is_missing(tmp_path: Path, pipe: Pipe, disk: Disk) -> None:
+def test_what_is_lost_beyond_that_is_confessed_where_it_is_missing(
+    tmp_path: Path, pipe: Pipe, disk: Disk
+) -> None:
     path = tmp_path / "0.log"
     log = LogFile(str(path), 1 << 30, 3)
     before = b"".join(b"%09d\n" % number for number in range(HELD_BYTES // 10))
@@ -214,7 +218,9 @@ def test_what_is_lost_beyond_that_is_confessed_where_it_is_missing(tmp_path: Pat
     assert path.read_bytes().endswith(b"]\nagain\n")
 
 
-def test_the_count_of_lost_bytes_survives_further_failing_tries(tmp_path: Path, pipe: Pipe, disk: Disk) -> None:
+def test_the_count_of_lost_bytes_survives_further_failing_tries(
+    tmp_path: Path, pipe: Pipe, disk: Disk
+) -> None:
     log = LogFile(str(tmp_path / "0.log"), 1 << 30, 3)
     pipe.write(b"x" * (HELD_BYTES + 5000), log)
     for _ in range(10):

@@ -579,7 +579,8 @@ def test_what_one_replica_refuses_is_taken_back_from_those_already_told(house):
         (f"{ECHO}#0", "rate", 20),
         (f"{ECHO}#0", "rate", 10),
     ]
-    assert (house.store.values, house.module(ECHO).configured, house.configs.files) == ({}, {}, {})
+    assert (house.store.values, house.module(ECHO).configured) == ({}, {})
+    assert house.configs.files == {f"{ECHO}.1": {}}
 
 
 def test_what_the_store_refuses_is_taken_back(house):
@@ -587,7 +588,7 @@ def test_what_the_store_refuses_is_taken_back(house):
     house.store.full = FULL
     assert refusal(NotPossible, house.operations.configure(ECHO, "rate", 20)) is FULL
     assert house.control.asked == [(f"{ECHO}#0", "rate", 20), (f"{ECHO}#0", "rate", 10)]
-    assert (house.module(ECHO).configured, house.configs.files, house.told) == ({}, {}, [])
+    assert (house.module(ECHO).configured, house.configs.files, house.told) == ({}, {f"{ECHO}.1": {}}, [])
 
 
 def test_a_refusal_to_take_back_does_not_hide_the_first(house, caplog):
