@@ -315,8 +315,12 @@ def _make_runtime(folder: str) -> None:
 
 
 def _lock(path: str) -> int:
-    """One nexusd for a folder. The lock goes with the process, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """One nexusd for a folder. The lock goes with the process, however it ends.
+
+    Its owner's alone: who may read the file may lock it, and keep nexusd from starting.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.fchmod(descriptor, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -182,6 +182,7 @@ def detail(module_id: str, state: str = "started", **other: Any) -> Params:
         "permissions": [],
         "uptime_seconds": 93784.0 if state == "started" else None,
         "pending_reload": False,
+        "refused_reload": None,
         "instances": [],
         "config": {},
         "health_reasons": [],
@@ -218,6 +219,7 @@ def status(items: list[Params], **other: Any) -> Params:
             }
         },
         "keeper": {"pid": 7, "connected": True},
+        "module_paths": ["/etc/nexus/modules"],
         "warnings": [],
         **other,
     }

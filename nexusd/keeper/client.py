@@ -238,7 +238,8 @@ class KeeperClient:
             opened += _log_pipe(uid)
             opened.append(_bound(socket.SOCK_DGRAM, paths[0], uid))
             opened.append(_bound(socket.SOCK_STREAM, paths[1], uid))
-            shared = [self._held[name] for name in listening]
+            launch["listening"] = list(listening)
+            shared = [self._held[name] for name in launch["listening"]]
             if len(opened) + len(shared) > MOST_FDS:
                 raise TooLong(f"{len(shared)} listening sockets: {MOST_FDS - len(opened)} can be handed over")
             self._send({"say": "spawn", "run": key, "launch": launch}, (*opened, *shared))
@@ -362,6 +363,10 @@ class KeeperClient:
                     run.notices = {**(run.notices or {}), **message["notices"]}
             case "exited" if message["status"] is None:
                 message["status"] = self._status_of(message["run"])
+            case "welcome" if message.get("protocol") != protocol.VERSION:
+                log.warning("keeper %d speaks another version of the protocol: replaced", message["pid"])
+                os.kill(message["pid"], signal.SIGKILL)
+                return
             case "welcome":
                 self._welcome(message)
             case "pong":

@@ -17,13 +17,14 @@ COMPACT_BYTES = 4 << 20
 class Journal:
     """Each writer raises OSError when the disk does not take it; what was written before stays readable."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, boot: str) -> None:
         self.path = path
+        self._boot = boot
         self._fd = -1
         self._size = 0
 
     def read(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        """The runs that were not forgotten, by key, and the notes, by name."""
+        """The runs that were not forgotten, by key, and the notes, by name; of this boot, whose clock they go by."""
         runs: dict[str, Entry] = {}
         notes: dict[str, str] = {}
         try:
@@ -33,15 +34,17 @@ class Journal:
             return runs, notes
         for line in lines:
             try:
-                _apply(json.loads(line), runs, notes)
+                entry = json.loads(line)
+                if entry["boot"] == self._boot:
+                    _apply(entry, runs, notes)
             except (ValueError, TypeError, KeyError):
                 continue  # the last line of a keeper that was killed while it wrote
         return runs, notes
 
     def rewrite(self, runs: dict[str, Entry], notes: dict[str, str]) -> None:
         """Put the present state in place of the history."""
-        lines = [_line({"run": entry}) for entry in runs.values()]
-        lines += [_line({"note": name, "text": text}) for name, text in notes.items()]
+        lines = [self._line({"run": entry}) for entry in runs.values()]
+        lines += [self._line({"note": name, "text": text}) for name, text in notes.items()]
         fresh = f"{self.path}.new"
         with open(fresh, "wb", opener=_private) as file:
             file.writelines(lines)
@@ -75,16 +78,15 @@ class Journal:
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._size = os.fstat(self._fd).st_size
-        line = _line(entry)
+        line = self._line(entry)
         written = os.write(self._fd, line)
         if written < len(line):  # else the next line would be spoilt, too
             os.ftruncate(self._fd, self._size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         self._size += written
 
-
-def _line(entry: Entry) -> bytes:
-    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    def _line(self, entry: Entry) -> bytes:
+        return json.dumps({**entry, "boot": self._boot}, separators=(",", ":")).encode() + b"\n"
 
 
 def _private(path: str, flags: int) -> int:

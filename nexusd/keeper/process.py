@@ -36,8 +36,7 @@ class Keeper:
         self._runtime = runtime
         self._title = title
         self._soft_files = soft_files
-        self._boot = proctable.boot_id()
-        self._journal = Journal(os.path.join(runtime, "keeper.journal"))
+        self._journal = Journal(os.path.join(runtime, "keeper.journal"), proctable.boot_id())
         self._loop = Loop()
         self._nexusd = Connection(server, self._loop, self._hear, self._left_alone, _complain)
         self._runs: dict[str, Run] = {}
@@ -135,7 +134,7 @@ class Keeper:
             self._nexusd.tell({"say": "note", "name": name, "text": text})
         for name, fd in self._held.items():
             self._nexusd.tell({"say": "held", "name": name}, (fd,))
-        self._nexusd.tell({"say": "welcome", "pid": os.getpid(), "boot": self._boot})
+        self._nexusd.tell({"say": "welcome", "pid": os.getpid(), "protocol": protocol.VERSION})
 
     def _note(self, message: Message, _fds: list[int]) -> None:
         name, text = message["name"], message.get("text")
@@ -178,7 +177,7 @@ class Keeper:
             protocol.close_all([log_write, control, *listening])
         run.pipe = os.fstat(log_read).st_ino
         self._take_in(run, log_read, notify)
-        self._write_down(lambda: self._journal.run(self._entry(run)))
+        self._write_down(lambda: self._journal.run(run.entry()))
         self._nexusd.tell({"say": "spawned", "run": key, "entry": run.entry()})
         assert run.gate is not None
         self._loop.watch(run.gate.fileno(), lambda: self._gate_said(run))
@@ -199,7 +198,8 @@ class Keeper:
         process = proctable.stat(pid)
         assert process is not None  # our own child, not yet waited for
         paths = (launch["notify_path"], launch["control_path"])
-        return Run(key, pid, process.start_ticks, launch["log"], *paths, gate=gate)
+        listening = launch.get("listening", [])
+        return Run(key, pid, process.start_ticks, launch["log"], *paths, gate=gate, listening=listening)
 
     def _warm_up(self, _message: Message, _fds: list[int]) -> None:
         if self._warm:
@@ -314,7 +314,7 @@ class Keeper:
     def _take_over(self, run: Run, log_fd: int | None, notify_fd: int) -> None:
         """Not our child: a pidfd tells its end, and whoever inherited it knows the status."""
         self._take_in(run, log_fd, notify_fd)
-        self._write_down(lambda: self._journal.run(self._entry(run)))
+        self._write_down(lambda: self._journal.run(run.entry()))
         try:
             run.pidfd = os.pidfd_open(run.pid)
         except ProcessLookupError:
@@ -330,7 +330,7 @@ class Keeper:
         entries, notes = self._journal.read()
         self._notes = {**notes, **self._notes}
         for key, entry in entries.items():
-            if key not in self._runs and entry.get("boot") == self._boot:
+            if key not in self._runs:
                 self._recover_run(entry)
         self._behind = True
         self._keep_journal_short()
@@ -344,12 +344,21 @@ class Keeper:
         pipe = find_log_pipe(run) if run.is_alive() else None
         if pipe is None and run.is_alive():
             _complain(f"{run.key}: its log pipe is out of reach")
+        if run.is_alive():
+            self._recover_listening(run)
         self._take_over(run, pipe, bind_again(run.notify_path))
 
-    # The journal
+    def _recover_listening(self, run: Run) -> None:
+        """The replica has the sockets that died with their holders; one of them is as good as another."""
+        for place, name in enumerate(run.listening):
+            if name in self._held:
+                continue
+            try:
+                self._held[name] = proctable.take_listening_socket(run.pid, birth.FIRST_FD + place)
+            except OSError as error:
+                _complain(f"{run.key}: its socket {name} is out of reach: {error.strerror or error}")
 
-    def _entry(self, run: Run) -> Message:
-        return {**run.entry(), "boot": self._boot}
+    # The journal
 
     def _write_down(self, write: Callable[[], None]) -> None:
         """A disk that is full stops no run; what the journal lacks is written when it takes something again."""
@@ -362,7 +371,7 @@ class Keeper:
     def _keep_journal_short(self) -> None:
         if self._behind or self._journal.is_long:
             self._behind = False
-            entries = {key: self._entry(run) for key, run in self._runs.items()}
+            entries = {key: run.entry() for key, run in self._runs.items()}
             self._write_down(lambda: self._journal.rewrite(entries, self._notes))
 
     # Ends

@@ -4,12 +4,15 @@ It decides which processes are members of a run; what is done to them is the kee
 """
 
 import ctypes
+import errno
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+SYS_PIDFD_GETFD = 438  # the same on all architectures (asm-generic/unistd.h); Python has no name for it
 RUN_ROOM = "-" * 200  # the keeper's own NEXUS_RUN, to be written over in whom it forks
 
 
@@ -131,6 +134,22 @@ def send_signal(process: Stat, number: int) -> bool:
         return False
     finally:
         os.close(pidfd)
+
+
+def take_listening_socket(pid: int, number: int) -> int:
+    """A duplicate of another process's listening socket (pidfd_getfd(2)). Raises OSError when it can't be had."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd = os.pidfd_open(pid)
+    try:
+        taken = libc.syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
+        if taken < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(pidfd)
+    with socket.socket(fileno=taken) as sock:
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(errno.ENOTSOCK, f"descriptor {number} listens no more")
+        return sock.detach()
 
 
 def become_subreaper() -> None:

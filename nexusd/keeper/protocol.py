@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 
+VERSION = 1  # counts up when a word changes: a keeper of another version is replaced, its runs go on
 PACKET_BYTES = 200_000  # below the default net.core.wmem_max (212,992) less the kernel's own overhead
 MOST_FDS = 64
 _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))

@@ -24,6 +24,7 @@ log = logging.getLogger("nexusd.keeper")
 
 Message = dict[str, Any]
 STRANGER_STOP_S = 10.0
+LONGEST_STATUS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +186,16 @@ def _events(message: Message) -> Iterator[lifecycle.Event]:
 def _notified(run: str, notices: dict[str, str]) -> Iterator[lifecycle.Event]:
     """sd_notify(3): the variables that concern a replica's life."""
     if "STATUS" in notices:
-        yield lifecycle.Said(run, notices["STATUS"])
+        yield lifecycle.Said(run, _line(notices["STATUS"]))
     if notices.get("READY") == "1":
         yield lifecycle.Ready(run)
     if notices.get("WATCHDOG") == "1":
         yield lifecycle.Pinged(run)
+
+
+def _line(text: str) -> str:
+    """Bounded: it is part of what the keeper is to remember of the module, which has to fit into a packet."""
+    return text if len(text) <= LONGEST_STATUS else f"{text[: LONGEST_STATUS - 1]}…"
 
 
 def _facts(replica: Replica, row: Message | None) -> Iterator[lifecycle.Event]:

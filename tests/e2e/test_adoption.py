@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.programs import COUNTER, OBEDIENT, READY_LATER, RELUCTANT, SLEEPER
-from tests.running_nexus import BOUND_S, Fifo, Nexus, is_alive, ticking, wait_gone
+from tests.running_nexus import BOUND_S, INTERPRETER, Fifo, Nexus, is_alive, ticking, wait_gone
 
 
 def test_a_started_module_keeps_pid_uptime_and_restarts_when_nexusd_is_killed(
@@ -366,12 +366,7 @@ def _asked(path: str) -> int:
         return int(sock.recv(100))
 
 
-BOTH_HOLDERS_DEAD = pytest.mark.xfail(
-    strict=True, reason="with both holders dead nobody takes the listening socket back from the replica"
-)
-
-
-@pytest.mark.parametrize("death", ["kill", "kill_keeper", pytest.param("kill_both", marks=BOTH_HOLDERS_DEAD)])
+@pytest.mark.parametrize("death", ["kill", "kill_keeper", "kill_both"])
 def test_a_listening_socket_answers_over_each_death_and_a_graceful_reload_after_it(
     nexus: Nexus, death: str
 ) -> None:
@@ -407,6 +402,28 @@ def test_what_may_start_at_last_is_started_once(nexus: Nexus, gate: Fifo) -> Non
     nexus.call("start_module", module_id="a/two")
     sleeping = [other for other, line in nexus.processes().items() if line.startswith("sleep")]
     assert sleeping == [nexus.pid_of("a/two")] != [pid]
+
+
+TALKATIVE = (
+    INTERPRETER
+    + """
+import os, signal, socket
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+    notify.sendto(b"READY=1" + bytes([10]) + b"STATUS=" + bytes([1]) * 4000, os.environ["NOTIFY_SOCKET"])
+signal.pause()
+"""
+)
+
+
+def test_replicas_that_say_all_they_can_are_adopted_all_the_same(nexus: Nexus) -> None:
+    nexus.add_program("a/one", TALKATIVE, "replicas = 16\n", run='ready = "notify"')
+    nexus.start()
+    first = nexus.until_state("a/one", "started")["instances"][0]["pid"]
+    os.kill(first, signal.SIGKILL)
+    before = nexus.until("a/one", lambda status: status["restarts"] == 1 and status["state"] == "started")
+    nexus.kill()
+    after = nexus.start().status("a/one")
+    assert [one["pid"] for one in after["instances"]] == [one["pid"] for one in before["instances"]]
 
 
 def test_what_was_deleted_from_disk_meanwhile_is_stopped(nexus: Nexus) -> None:
@@ -456,7 +473,6 @@ def test_a_leftover_grandchild_is_gone_when_its_leader_ends_later(
     wait_gone(child)
 
 
-@pytest.mark.xfail(strict=True, reason="the notes in keeper.journal do not say of which boot they are")
 def test_what_a_former_boot_left_in_the_runtime_folder_is_no_crash(nexus: Nexus) -> None:
     nexus.add_program("a/one", SLEEPER)
     nexus.start()

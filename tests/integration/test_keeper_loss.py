@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from kept import Kept, await_end, is_alive, open_fds, processes_of
 
-from nexusd.keeper import birth, proctable
+from nexusd.keeper import birth, proctable, protocol
 from nexusd.keeper.client import KeeperClient
 
 
@@ -62,6 +62,26 @@ def test_a_child_whose_keeper_dies_before_the_gate_is_opened_never_runs(tmp_path
 
 
 # A new keeper
+
+
+class _OtherVersionOnce(int):
+    """A version that the first keeper that is asked does not have."""
+
+    asked = False
+
+    def __ne__(self, other: object) -> bool:
+        first, self.asked = not self.asked, True
+        return first or not int.__eq__(self, other)
+
+
+def test_a_keeper_of_another_version_is_replaced_and_its_runs_go_on(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid, former = kept.start("one", "/bin/sleep", "1000"), kept.keeper
+    kept.leave()
+    monkeypatch.setattr(protocol, "VERSION", _OtherVersionOnce(protocol.VERSION))
+    assert rows_of(kept.connect())["one"]["entry"]["pid"] == pid
+    assert kept.keeper != former and is_alive(pid)
 
 
 def test_runs_go_on_under_a_new_keeper_with_their_notices(kept: Kept) -> None:
@@ -265,7 +285,8 @@ def test_a_stranger_that_has_the_pid_now_is_neither_taken_over_nor_read_nor_kill
         "log": kept.launch("older")["log"],
     }
     older |= {"notify_path": str(kept.path("older", "notify"))}
-    journal.write_text(json.dumps({"run": older}) + "\n" + journal.read_text())
+    line = {"run": older, "boot": proctable.boot_id()}
+    journal.write_text(json.dumps(line) + "\n" + journal.read_text())
     kept.connect()
     assert kept.until("exited", "older")["status"] is None
     kept.kept.kill("older")
@@ -291,7 +312,7 @@ def test_a_journal_that_another_version_wrote_is_passed_over_with_a_complaint(ke
     kept.settle()
     kill_both(kept)
     journal = kept.home / "keeper.journal"
-    strange = {"run": {"key": "strange", "process": 7, "boot": proctable.boot_id()}}
+    strange = {"run": {"key": "strange", "process": 7}, "boot": proctable.boot_id()}
     journal.write_text(
         json.dumps(strange) + '\n["what"]\n5\n{"run": 5}\n' + journal.read_text() + '{"run": {"ke'
     )

@@ -71,7 +71,7 @@ class Stage:
         return [event.event for event in self.heard[before:] if isinstance(event, News)]
 
     def begin(self) -> None:
-        self.hear({"say": "welcome", "pid": 7, "boot": ""})
+        self.hear({"say": "welcome", "pid": 7, "protocol": 1})
         self.rehearsal_begins()
 
     def rehearsal_begins(self) -> None:
@@ -98,7 +98,7 @@ def exited(run: str, status: int | None = 0) -> Message:
     return {"say": "exited", "run": run, "status": status, "refusal": None, "at": 0.0}
 
 
-WELCOME: Message = {"say": "welcome", "pid": 8, "boot": ""}
+WELCOME: Message = {"say": "welcome", "pid": 8, "protocol": 1}
 LOST: Message = {"say": "lost", "why": "its connection ended"}
 FORK_FAILED = {"step": "fork", "errno": 11, "reason": "Resource temporarily unavailable", "about": None}
 

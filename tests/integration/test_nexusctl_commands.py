@@ -18,7 +18,19 @@ import pytest
 
 from nexusctl.__main__ import run
 from nexusctl.cli import run_command
-from tests.fake_daemon import Connection, FakeDaemon, Params, Refusal, detail, replica, status_of, summary
+from nexusctl.invocation import Invocation
+from nexusctl.output import Page
+from tests.fake_daemon import (
+    Connection,
+    FakeDaemon,
+    Params,
+    Refusal,
+    detail,
+    replica,
+    status,
+    status_of,
+    summary,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NEXUSCTL = [sys.executable, "-m", "nexusctl"]
@@ -148,9 +160,7 @@ def test_modules_lists_what_was_found(said: Said) -> None:
 def test_start_waits_for_the_outcome_with_the_given_time(daemon: FakeDaemon, said: Said) -> None:
     daemon.answers["start_module"] = started
     assert said("start", "mesh/echo", "--timeout", "7") == (0, "mesh/echo started\n", "")
-    assert daemon.asked == [
-        ("start_module", {"module_id": "mesh/echo", "wait": True, "timeout": 7.0})
-    ]
+    assert daemon.asked == [("start_module", {"module_id": "mesh/echo", "wait": True, "timeout": 7.0})]
 
 
 def test_no_wait_only_asks(daemon: FakeDaemon, said: Said) -> None:
@@ -233,6 +243,7 @@ def test_a_failed_start_is_told_on_stderr_with_the_last_lines(daemon: FakeDaemon
     assert (ended, out) == (1, "")
     assert err == (
         "nexusctl: cannot start mesh/echo: mesh/echo#0 left with exit status 3\n"
+        "  once it is corrected: nexusctl start mesh/echo\n"
         "  last lines of mesh/echo#0:\n"
         "    | ValueError: no route\n"
         "next: nexusctl logs mesh/echo\n"
@@ -301,14 +312,63 @@ def test_reload_of_a_module_and_of_the_daemon(daemon: FakeDaemon, said: Said) ->
         == "mesh/echo reloaded (rolling), generation 2\n"
     )
     assert daemon.asked_for("reload_module")[0]["strategy"] == "rolling"
-    changes = {"reloaded": True, "added": ["a/b"], "changed": [], "removed": [], "invalid": ["c/d"]}
-    daemon.answers["reload_daemon"] = changes
-    assert said("reload") == (
-        0,
-        "nexusd reloaded\n  added  a/b\n",
-        "nexusctl: c/d is invalid\nnext: nexusctl status c/d\n",
-    )
+    nothing: Params = {"reloaded": True, "added": [], "changed": [], "removed": [], "invalid": []}
+    daemon.answers["reload_daemon"] = nothing
+    assert said("reload") == (0, "nexusd reloaded, nothing had changed\n", "")
     assert said("reload", "--no-wait")[0] == 2
+
+
+def test_a_reload_with_faults_is_1_and_tells_each_at_once(daemon: FakeDaemon, said: Said) -> None:
+    faults = ["module.toml: versoin: expected a known key", "module.toml: run: expected a table"]
+    changes = {
+        "added": ["a/b"],
+        "changed": ["a/c"],
+        "removed": ["a/gone", "a/left"],
+        "running_on": ["a/gone"],
+    }
+    daemon.answers["reload_daemon"] = {
+        "reloaded": True,
+        **changes,
+        "invalid": ["c/d"],
+        "faults": {"c/d": faults},
+    }
+    ended, out, err = said("reload")
+    assert (ended, out.splitlines()) == (
+        1,
+        [
+            "nexusd reloaded",
+            "  added  a/b",
+            "  changed  a/c  (nexusctl reload a/c puts it in force)",
+            "  removed  a/gone",
+            "  removed  a/left",
+        ],
+    )
+    assert err.splitlines() == [
+        "nexusctl: c/d is invalid",
+        f"  {faults[0]}",
+        f"  {faults[1]}",
+        "next: correct it, then nexusctl reload",
+        "next: nexusctl stop a/gone  (it runs on until it is stopped)",
+    ]
+    ended, out, err = said("reload", "-o", "json")
+    assert (ended, json.loads(out)["faults"], err) == (1, {"c/d": faults}, "")
+
+
+@pytest.mark.parametrize(
+    ("module_id", "strategy", "told"),
+    [
+        ("mesh/echo", "graceful", "started anew from the same files (graceful), generation 2"),
+        ("mesh/router", "graceful", "reloaded from the same files (graceful), generation 2; it is stopped"),
+        ("no/look", "graceful", "reloaded from the same files (graceful), generation 2"),
+        ("mesh/echo", "signal", "got its reload signal (signal), generation 2"),
+    ],
+)
+def test_a_reload_of_unchanged_files_says_what_was_done_all_the_same(
+    daemon: FakeDaemon, said: Said, module_id: str, strategy: str, told: str
+) -> None:
+    result = {"module_id": module_id, "strategy": strategy, "generation": 2, "changed": False}
+    daemon.answers["reload_module"] = result
+    assert said("reload", module_id)[1] == f"{module_id} {told}\n"
 
 
 # --------------------------------------------------------------------------------------- logs and events
@@ -360,6 +420,19 @@ def test_following_logs_goes_on_until_ctrl_c_and_ends_quietly_with_0(daemon: Fak
         assert [following.stdout.readline(), following.stdout.readline()] == ["first\n", "second\n"]
         following.send_signal(signal.SIGINT)
         assert (following.wait(10), following.stderr.read()) == (0, "")
+
+
+def test_following_a_daemon_that_shuts_down_says_so_and_is_69(daemon: FakeDaemon, said: Said) -> None:
+    def leave(params: Params, connection: Connection) -> Params:
+        def go() -> None:
+            daemon.path.unlink()
+            connection.close()
+
+        connection.afterwards(go)
+        return {"module_id": "mesh/echo", "lines": [], "subscription": 1}
+
+    daemon.answers["get_logs"] = leave
+    assert said("logs", "-f", "mesh/echo#0") == (69, "", "nexusctl: nexusd has shut down\n")
 
 
 def happened(seq: int, module_id: str | None, **other: Any) -> Params:
@@ -450,6 +523,78 @@ def test_rpc_calls_any_method_with_parameters_from_the_line_or_stdin(
     assert said("rpc", "echo", "{")[0] == 2
     assert said("rpc", "echo", "5")[0] == 2
     assert said("rpc", "no_such")[0] == 1
+
+
+def configured(params: Params, connection: Connection) -> Params:
+    module_id, key = params["module_id"], params.get("key")
+    entry = {**INTERVAL, "source": "default", "description": "how often " * 6}
+    if "value" not in params:
+        return {
+            "module_id": module_id,
+            "config": {"interval_ms": entry} if module_id != "mesh/router" else {},
+        }
+    if module_id == "mesh/router":
+        raise Refusal(-32004, f"{module_id} has no configuration key {key}", kind="bad_value")
+    return {**params, "previous": 1000, "applied": "live"}
+
+
+def test_config_get_takes_a_pattern(daemon: FakeDaemon, said: Said) -> None:
+    daemon.answers["get_config"] = configured
+    ended, out, _ = said("config", "get", "*/*")
+    assert ended == 0
+    assert [line.split()[:3] for line in out.splitlines()] == [
+        ["MODULE", "KEY", "VALUE"],
+        ["mesh/echo", "interval_ms", "1000"],
+        ["substrate/bus", "interval_ms", "1000"],
+    ]
+    assert said("config", "get", "*/*", "interval_ms", "-o", "name")[1] == "mesh/echo\nsubstrate/bus\n"
+    assert [one["module_id"] for one in json.loads(said("config", "get", "*/*", "-o", "json")[1])] == [
+        "mesh/echo",
+        "mesh/router",
+        "substrate/bus",
+    ]
+    assert json.loads(said("config", "get", "mesh/*", "-o", "jsonl")[1])["module_id"] == "mesh/echo"
+    ended, _, err = said("config", "get", "*/*", "intervl")
+    assert (ended, err.splitlines()[0]) == (
+        1,
+        "nexusctl: no module that matches */* has a configuration key intervl",
+    )
+    assert said("config", "get", "x/*")[0] == 4
+
+
+def test_config_set_takes_a_pattern_and_tells_of_each(daemon: FakeDaemon, said: Said) -> None:
+    daemon.answers["configure"] = configured
+    ended, out, err = said("config", "set", "*/*", "interval_ms", "500")
+    assert (ended, out.splitlines()) == (
+        1,
+        [
+            "mesh/echo interval_ms: 1000 -> 500, applied at once",
+            "substrate/bus interval_ms: 1000 -> 500, applied at once",
+        ],
+    )
+    assert err.startswith("nexusctl: mesh/router has no configuration key interval_ms\n")
+
+
+def test_the_configuration_fits_the_window(
+    daemon: FakeDaemon, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answers["get_config"] = configured
+    monkeypatch.setattr(Invocation, "page", Page(False, 60))
+    out = said("config", "get", "mesh/echo")[1].splitlines()
+    assert max(map(len, out)) <= 60
+    assert " ".join(" ".join(out[2:]).split()) == ("how often " * 6).strip()
+
+
+def test_new_says_truly_what_has_the_daemon_find_the_module(
+    daemon: FakeDaemon, said: Said, tmp_path: Path
+) -> None:
+    err = said("new", "a/b", "--into", str(tmp_path))[2]
+    assert err == "next: move it below /etc/nexus/modules, then nexusctl reload\n"
+    daemon.answers["get_status"] = status([], module_paths=["/etc/nexus/modules", str(tmp_path)])
+    assert said("new", "a/c", "--into", str(tmp_path))[2] == "next: nexusctl reload\n"
+    daemon.close()
+    err = said("new", "a/d", "--into", str(tmp_path))[2]
+    assert err.startswith(f"next: nexusctl check {tmp_path}; ")
 
 
 def test_whoami_shows_who_one_is(daemon: FakeDaemon, said: Said) -> None:

@@ -20,7 +20,7 @@ def entry(key: str, pid: int = 1) -> dict[str, Any]:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return Journal(str(tmp_path / "keeper.journal"))
+    return Journal(str(tmp_path / "keeper.journal"), "this boot")
 
 
 def test_a_journal_that_is_not_there_says_nothing(journal: Journal) -> None:
@@ -34,7 +34,10 @@ def test_what_was_written_is_read_by_the_next_keeper(journal: Journal) -> None:
     journal.note("test/other", "not for long")
     journal.gone("one")
     journal.note("test/other", None)
-    assert Journal(journal.path).read() == ({"two": entry("two")}, {"test/module": "wanted\nin two lines"})
+    assert Journal(journal.path, "this boot").read() == (
+        {"two": entry("two")},
+        {"test/module": "wanted\nin two lines"},
+    )
 
 
 def test_the_last_word_on_a_run_counts(journal: Journal) -> None:

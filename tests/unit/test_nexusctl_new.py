@@ -85,6 +85,14 @@ def test_check_is_nexusds_own_under_this_interpreter(monkeypatch: pytest.MonkeyP
     assert calls[0][2:] == ["-P", "-m", "nexusd", "check", "/one", "/two"]
 
 
+def test_check_gives_the_faults_as_json_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr("os.execve", lambda program, command, environment: calls.append(command))
+    run_command(["check", "-o", "json", "/one"])
+    run_command(["-o", "jsonl", "check"])
+    assert [call[4:] for call in calls] == [["check", "--json", "/one"], ["check", "--json"]]
+
+
 def test_the_reference_says_what_the_commands_say() -> None:
     page = PAGE.read_text()
     assert page == with_generated_part(page)

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from nexusctl.output import Page, clean, columns, page_of, pairs, span
+from nexusctl.output import Page, clean, columns, fitting, page_of, pairs, span, wrapped
 
 PLAIN = Page(False, None)
 
@@ -50,6 +50,21 @@ def test_a_list_of_values_takes_a_line_each() -> None:
         "  config  x = 1",
         "          y = 2",
     ]
+
+
+def test_text_is_broken_at_spaces_and_a_longer_word_anywhere() -> None:
+    assert wrapped("one two three four five six", 20) == ["one two three four", "five six"]
+    assert wrapped("x" * 45, 20) == ["x" * 20, "x" * 20, "x" * 5]
+    assert wrapped("x" * 45, None) == ["x" * 45]
+    assert wrapped("", 20) == [""]
+
+
+def test_a_table_that_is_too_wide_loses_its_last_columns_and_then_the_end_of_one() -> None:
+    rows = [("KEY", "VALUE", "TYPE"), ("name", "v" * 40, "text")]
+    assert fitting(rows, Page(False, 60), least=2)[1] == f"name  {'v' * 40}  text"
+    assert fitting(rows, Page(False, 50), least=2)[1] == f"name  {'v' * 40}"
+    assert fitting(rows, Page(False, 40), least=2)[1] == f"name  {'v' * 33}…"
+    assert fitting(rows, PLAIN, least=2)[1] == f"name  {'v' * 40}  text"
 
 
 class Terminal(io.StringIO):

@@ -37,6 +37,24 @@ def test_in_a_narrow_window_the_reason_goes_below_its_module() -> None:
     assert max(map(len, told)) <= 70
 
 
+def test_a_wider_window_never_shows_less_of_a_reason() -> None:
+    reason = "it last said: " + "word " * 20 + "end"
+    items = [
+        summary("mesh/echo", "failed", reason=reason),
+        summary("mesh/x", "failed", reason="exit status 1"),
+    ]
+    for width in (60, 80, 120, 200):
+        told = lines(items, Page(False, width))
+        assert max(map(len, told)) <= width
+        assert " ".join(" ".join(told).split()).count(reason) == 1
+
+
+def test_a_reason_without_end_is_cut_after_three_lines() -> None:
+    told = lines([summary("mesh/echo", "failed", reason="why " * 400)], Page(False, 80))
+    assert len(told) == 7 and told[-1].endswith("…")
+    assert max(map(len, told)) <= 80
+
+
 def test_a_long_id_pushes_out_the_last_columns_rather_than_wrapping() -> None:
     told = lines([summary("group/" + "long-" * 10, "failed", reason="why " * 40)], Page(False, 80))
     assert "group/" + "long-" * 10 in told[3]
@@ -88,7 +106,7 @@ def test_a_module_in_backoff_shows_why_and_where_to_look() -> None:
         "  REPLICA  STATE    PID  UPTIME  RESTARTS  LAST EXIT                  STATUS",
         "  #0       backoff  -    -              3  killed by SIGSEGV, 4s ago  next attempt in 2.0s",
         "",
-        "next: nexusctl logs mesh/echo",
+        "next: nexusctl logs mesh/echo; correct it, then nexusctl start mesh/echo",
     ]
     assert told[4].startswith("  since     20") and told[4].endswith("(1d 2h)")
 
@@ -114,3 +132,66 @@ def test_a_stopped_module_is_offered_a_start_and_a_healthy_one_nothing() -> None
     assert module_page(detail("a/b", "stopped"), PIPE, NOW)[-1] == "next: nexusctl start a/b"
     assert not module_page(detail("a/b"), PIPE, NOW)[-1].startswith("next:")
     assert module_page(detail("a/b", pending_reload=True), PIPE, NOW)[-1] == "next: nexusctl reload a/b"
+
+
+SENTENCE = (
+    "exit status 1 before it was ready; it last said: mod.py line 4: ValueError: no such upstream server"
+)
+
+
+def test_one_sentence_is_said_once_though_reason_health_and_replica_have_it() -> None:
+    last = {"code": 1, "signal": None, "description": "exit status 1", "at": NOW - 4}
+    failed = {"state": "failed", "ready": False, "pid": None, "uptime_seconds": None, "last_exit": last}
+    one = replica("a/b", status_text="mod.py line 4: ValueError: no such upstream server", **failed)
+    health = [f"failed: {SENTENCE}", "the disk is full"]
+    page = detail("a/b", "failed", reason=SENTENCE, health_reasons=health, instances=[one])
+    told = "\n".join(module_page(page, PIPE, NOW))
+    assert told.count("no such upstream server") == 1
+    assert "  health   the disk is full\n" in told
+    assert "STATUS" not in told
+
+
+def test_a_long_value_goes_on_below_itself_within_the_window() -> None:
+    told = module_page(
+        detail("a/b", "failed", reason=SENTENCE, config={"key": "v" * 100}), Page(False, 60), NOW
+    )
+    assert told[3:5] == [
+        "  reason   exit status 1 before it was ready; it last",
+        "             said: mod.py line 4: ValueError: no such",
+    ]
+    assert max(map(len, told[:-1])) <= 60
+
+
+def test_an_exit_that_takes_a_sentence_stands_below_the_table() -> None:
+    last = {
+        "code": None,
+        "signal": None,
+        "description": "it was killed by the kernel, which had no memory left",
+    }
+    one = replica("a/b", last_exit={**last, "at": NOW - 4})
+    table = module_page(detail("a/b", instances=[one]), Page(False, 80), NOW)[-3:]
+    assert table == [
+        "  REPLICA  STATE    PID   UPTIME  RESTARTS",
+        "  #0       started  4711  1d 2h          0",
+        f"      last exit: {last['description']}, 4s ago",
+    ]
+
+
+def test_while_two_generations_run_each_replica_says_of_which_it_is() -> None:
+    both = [replica("a/b", generation=1), replica("a/b", generation=2, state="starting", ready=False)]
+    table = module_page(detail("a/b", instances=both), PIPE, NOW)[-3:]
+    assert [line.split()[:3] for line in table] == [
+        ["REPLICA", "GENERATION", "STATE"],
+        ["#0", "1", "started"],
+        ["#0", "2", "starting"],
+    ]
+
+
+def test_a_refused_reload_and_changed_files_are_told_with_what_to_do() -> None:
+    refused = {"reason": "the new generation failed (exit status 1)", "at": NOW - 125}
+    told = module_page(detail("a/b", refused_reload=refused), PIPE, NOW)
+    assert "  reload   refused 2m 5s ago: the new generation failed (exit status 1)" in told
+    assert told[-1] == "next: correct it, then nexusctl reload a/b"
+    told = module_page(detail("a/b", refused_reload=refused, pending_reload=True), PIPE, NOW)
+    assert "           files have changed: nexusctl reload a/b applies them" in told
+    assert told[-1] == "next: correct it, then nexusctl reload a/b"

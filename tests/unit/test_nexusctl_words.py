@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import nexusd
 from nexusctl.__main__ import plain_status
+from nexusctl.cli import run_command
 from nexusctl.client import PermissionDenied, RpcError
 from nexusctl.commands.config import as_value
-from nexusctl.complaint import lines
+from nexusctl.complaint import lines, tell
 from nexusctl.exits import FROM_GOOD_TO_BAD, MEANINGS, exit_status, worst
 from nexusctl.output import Page
 from nexusctl.progress import Board
-from nexusctl.selection import matching, nearest
+from nexusctl.selection import matching, nearest, no_match
 from nexusctl.unreachable import Unreachable
 from nexusctl.wire import error_of
 
@@ -62,6 +65,9 @@ def test_a_pattern_without_a_match_names_the_near_one() -> None:
         ("mesh/ecko", "mesh/echo"),
         ("heartbeat", "vitals/heartbeat-client"),
         ("router", "mesh/router"),
+        ("vitals", "vitals/*"),
+        ("vitals/", "vitals/*"),
+        ("all", "*"),
         ("zzzzz", None),
     ],
 )
@@ -107,7 +113,13 @@ def test_each_code_of_the_daemon_has_its_exit_status(code: int, status: int) -> 
 
 @pytest.mark.parametrize(
     ("cause", "status"),
-    [("no daemon", 69), ("not our protocol", 69), ("no permission", 77), ("timed out", 75)],
+    [
+        ("no daemon", 69),
+        ("shut down", 69),
+        ("not our protocol", 69),
+        ("no permission", 77),
+        ("timed out", 75),
+    ],
 )
 def test_each_way_of_not_reaching_the_daemon_has_its_exit_status(cause: str, status: int) -> None:
     assert exit_status(Unreachable(cause, "x", "/s")) == status
@@ -141,6 +153,103 @@ def test_a_failed_dependency_reads_as_a_sentence_about_the_module() -> None:
     assert told == ["cannot start mesh/echo: substrate/bus has failed", "next: nexusctl status mesh/echo"]
 
 
+def test_invalid_params_says_which_and_what_was_meant() -> None:
+    data = {
+        "kind": "invalid_params",
+        "reason": "unknown parameter 'module'",
+        "hint": "did you mean 'module_id'?",
+    }
+    told = lines(RpcError(-32602, "Invalid params", data))
+    assert told == ["unknown parameter 'module'; did you mean 'module_id'?"]
+
+
+def test_a_guess_is_part_of_the_sentence_and_the_next_step_a_command() -> None:
+    about = {
+        "kind": "bad_value",
+        "module_id": "mesh/echo",
+        "key": "intervl",
+        "hint": "did you mean interval?",
+    }
+    assert complaint(-32004, "mesh/echo has no configuration key intervl", **about) == [
+        "mesh/echo has no configuration key intervl; did you mean interval?",
+        "next: nexusctl config get mesh/echo",
+    ]
+
+
+def test_a_pattern_that_was_meant_is_quoted_for_the_shell() -> None:
+    assert str(no_match("all", KNOWN)) == "no such module: all; did you mean '*'?"
+    assert str(no_match("mesh", KNOWN)) == "no such module: mesh; did you mean 'mesh/*'?"
+    assert str(no_match("all", [])) == "no such module: all"
+
+
+def test_a_module_that_lies_on_disk_wants_a_reload(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert "on disk" not in str(no_match("a/b", KNOWN, [str(tmp_path)]))
+    (tmp_path / "a" / "b" / "module.toml").touch()
+    error = no_match("a/b", KNOWN, ["/nowhere", str(tmp_path)])
+    assert lines(error) == [
+        "no such module: a/b; it is on disk: nexusctl reload loads it",
+        "next: nexusctl reload",
+    ]
+    for word in ("a/../a/b", "../a", "a/b/", "b", ".."):
+        assert "on disk" not in str(no_match(word, KNOWN, [str(tmp_path)]))
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["ps"], "status or modules"),
+        (["ls"], "status or modules"),
+        (["tail", "a/b"], "logs"),
+        (["enable"], "start"),
+        (["disable"], "stop"),
+        (["update"], "reload"),
+        (["show"], "status"),
+        (["help"], "--help"),
+        (["strat"], "start"),
+        (["config", "show"], "get"),
+        (["config", "ste"], "set"),
+        (["shutdwn"], None),
+        (["zzzzz"], None),
+    ],
+)
+def test_a_foreign_or_mistyped_command_names_ours_but_never_a_shutdown(
+    words: list[str], meant: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(words) == 2
+    first = capsys.readouterr().err.splitlines()[0].partition("; ")
+    assert first[2] == (f"did you mean {meant}?" if meant else "")
+
+
+def test_the_version_is_the_daemons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out == f"nexusctl {nexusd.__version__}\n"
+
+
+def test_the_help_names_the_socket_that_would_be_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEXUS_SOCKET", "/one.sock")
+    run_command(["--help"])
+    assert "[now: /one.sock]" in capsys.readouterr().out
+    run_command(["--socket", "/two.sock", "status", "--help"])
+    assert "[now: /two.sock]" in capsys.readouterr().out
+
+
+def test_a_long_error_is_broken_on_a_terminal_but_never_its_next_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nexusctl.complaint.page_of", lambda stream: Page(False, 40))
+    step = "next: nexusctl stop a/module-with-a-long-name"
+    tell(["nexusctl: a/b was not reloaded: it has faults", "  file: a key that is unknown there", step])
+    assert capsys.readouterr().err.splitlines() == [
+        "nexusctl: a/b was not reloaded: it has",
+        "  faults",
+        "  file: a key that is unknown there",
+        step,
+    ]
+
+
 def test_a_sentence_that_names_the_module_is_not_said_twice() -> None:
     told = complaint(-32006, "cannot start mesh/echo: substrate/bus has failed", kind="dependency_failed")
     assert told[0] == "cannot start mesh/echo: substrate/bus has failed"
@@ -151,6 +260,7 @@ def test_a_failed_start_shows_the_exit_the_last_lines_and_what_to_try() -> None:
     about = {"kind": "start_failed", "module_id": "mesh/echo", "replica": "mesh/echo#0"}
     assert complaint(-32008, "it did not get ready", exit=ended, log=["one", "two\x07"], **about) == [
         "cannot start mesh/echo: it did not get ready",
+        "  once it is corrected: nexusctl start mesh/echo",
         "  mesh/echo#0 ended: killed by SIGSEGV",
         "  last lines of mesh/echo#0:",
         "    | one",
