@@ -7,8 +7,11 @@ import sys
 import click
 
 from nexusctl.commands import config, daemon, lifecycle, new, rpc, status, watch
+from nexusctl.commands.names import Commands
 from nexusctl.commands.options import shared_options
 from nexusctl.exits import INTERRUPTED, MEANINGS, USAGE
+
+VERSION = "2.0.0"  # of the whole project; a test holds it equal to nexusd's
 
 
 def _epilog() -> str:
@@ -17,11 +20,13 @@ def _epilog() -> str:
 
 
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     no_args_is_help=False,
     epilog=_epilog(),
 )
 @shared_options
+@click.version_option(VERSION, message="nexusctl %(version)s")
 def nexusctl(**_: object) -> None:
     """Look after the modules of a nexusd on this host.
 

@@ -7,13 +7,15 @@ import sys
 
 from nexusctl.client import RpcError
 from nexusctl.exits import exit_status
-from nexusctl.output import clean, page_of
-from nexusctl.unreachable import NO_DAEMON, NO_PERMISSION, SYSTEM_SOCKET, Unreachable
+from nexusctl.output import clean, hanging, page_of
+from nexusctl.unreachable import NO_DAEMON, NO_PERMISSION, SHUT_DOWN, SYSTEM_SOCKET, Unreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
+PREFIX = "nexusctl: "
 NEXT = {
     "no_such_module": "nexusctl modules",
     "permission_denied": "nexusctl whoami",
@@ -24,6 +26,8 @@ NEXT = {
     "busy": "nexusctl events -n 5",
     "method_not_found": "nexusctl rpc rpc.discover",
 }
+INVALID_PARAMS = "Invalid params"  # JSON-RPC's words for it; which one it is stands in the reason
+GUESS = "did you mean "  # a hint that belongs to the sentence: it is no command to try
 SHOWN_ELSEWHERE = frozenset(
     {"kind", "module_id", "reason", "hint", "exit", "log", "replica", "required_by", "near"}
 )
@@ -37,10 +41,21 @@ def complain(
     if output in ("json", "jsonl"):
         print(json.dumps({"error": as_object(error, module, status)}, ensure_ascii=False), file=sys.stderr)
     else:
-        page = page_of(sys.stderr)
         first, *rest = lines(error, verb, module)
-        print(page.paint("nexusctl: ", "red") + first, *rest, sep="\n", file=sys.stderr)
+        tell([PREFIX + first, *rest])
     return status
+
+
+def tell(said: Sequence[str]) -> None:
+    """Print on stderr, broken to fit a terminal; but not a next step, which is there to be copied."""
+    page = page_of(sys.stderr)
+    for line in said:
+        bare = line.lstrip(" ")
+        indent = line.removesuffix(bare)
+        first, *rest = [line] if line.startswith("next: ") else hanging(indent, bare, page)
+        if first.startswith(PREFIX):
+            first = page.paint(PREFIX, "red") + first.removeprefix(PREFIX)
+        print(first, *rest, sep="\n", file=sys.stderr)
 
 
 def as_object(error: RpcError | Unreachable, module: str | None, status: int) -> dict[str, Any]:
@@ -54,9 +69,10 @@ def as_object(error: RpcError | Unreachable, module: str | None, status: int) ->
 
 def lines(error: RpcError | Unreachable, verb: str | None = None, module: str | None = None) -> list[str]:
     if isinstance(error, Unreachable):
-        told = [f"cannot connect: {clean(error)}"]
+        told = [clean(error) if error.cause == SHUT_DOWN else f"cannot connect: {clean(error)}"]
     else:
-        told = [_sentence(error, verb, module), *(f"  {line}" for line in _details(error))]
+        sentence = _sentence(error, verb, module)
+        told = [sentence, *(f"  {line}" for line in _details(error, sentence, verb))]
     following = next_step(error, module)
     return [*told, f"next: {following}"] if following else told
 
@@ -65,8 +81,9 @@ def next_step(error: RpcError | Unreachable, module: str | None = None) -> str |
     """The command to try next: the daemon's own hint before ours."""
     if isinstance(error, Unreachable):
         return _way_to_the_daemon(error)
-    if hint := error.data.get("hint"):
-        return clean(hint)
+    hint = clean(error.data.get("hint") or "")
+    if hint and not hint.startswith(GUESS):
+        return hint
     concerned = error.data.get("module_id") or module
     if error.data.get("required_by") and concerned:
         return f"nexusctl stop --cascade {concerned}"
@@ -87,26 +104,38 @@ def _way_to_the_daemon(error: Unreachable) -> str | None:
 def _sentence(error: RpcError, verb: str | None, module: str | None) -> str:
     """`cannot start mesh/echo: …`, unless the daemon's sentence says already what it is about."""
     said = clean(error.message)
+    if said == INVALID_PARAMS:
+        said = clean(error.data.get("reason") or said)
+    hint = clean(error.data.get("hint") or "")
+    if hint.startswith(GUESS) and GUESS not in said:
+        said = f"{said}; {hint}"
     if verb is None or module is None or module in said:
         return said
     return f"cannot {verb} {module}: {said}"
 
 
-def _details(error: RpcError) -> list[str]:
+def _details(error: RpcError, sentence: str, verb: str | None) -> list[str]:
     data = error.data
     told = []
     reason = data.get("reason")
-    if reason and clean(reason) not in error.message:
+    if reason and clean(reason) not in sentence:
         told.append(clean(reason))
-    told += _ending(data, error.message)
+    if error.kind == "start_failed" and data.get("module_id"):
+        again = "reload" if verb == "reload" else "start"
+        told.append(f"once it is corrected: nexusctl {again} {clean(data['module_id'])}")
+    told += _ending(data, sentence)
     if required_by := data.get("required_by"):
         told.append(f"required by {', '.join(map(clean, required_by))}")
     told += [
         f"{clean(name)}: {clean(value)}"
         for name, value in data.items()
-        if name not in SHOWN_ELSEWHERE and value is not None and not isinstance(value, dict | list)
+        if name not in SHOWN_ELSEWHERE and _is_news(value, sentence)
     ]
     return told
+
+
+def _is_news(value: object, sentence: str) -> bool:
+    return value is not None and not isinstance(value, dict | list) and clean(value) not in sentence
 
 
 def _ending(data: dict[str, Any], said: str) -> list[str]:

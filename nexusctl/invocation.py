@@ -9,13 +9,13 @@ from nexusctl.complaint import complain
 from nexusctl.exits import INTERRUPTED
 from nexusctl.output import Page, compact, indented, page_of
 from nexusctl.unreachable import Unreachable
+from nexusctl.wire import READ_TIMEOUT_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-READ_TIMEOUT_S = 5.0
 ACTION_TIMEOUT_S = 60.0
 GRACE_S = 5.0  # the daemon tells of a time-out itself; this much later we no longer believe that it will
 

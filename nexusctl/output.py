@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "jsonl", "name")
 GAP = "  "
+NARROWEST = 20  # what is narrower than this is not worth breaking text for
+MOST_LINES_OF_A_NOTE = 3
 ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
 COLOUR_OF = {
     "started": "green",
@@ -80,6 +82,23 @@ def clipped(text: str, width: int | None) -> str:
     return text[: max(width - 1, 0)] + "…"
 
 
+def wrapped(text: str, width: int | None) -> list[str]:
+    """Lines of at most `width`, broken at spaces; a word that is longer is broken anywhere."""
+    lines: list[str] = []
+    while width is not None and len(text) > (room := max(width, NARROWEST)):
+        at = text.rfind(" ", 1, room + 1)
+        at = room if at < 0 else at
+        lines.append(text[:at].rstrip())
+        text = text[at:].lstrip()
+    return [*lines, text] if text or not lines else lines
+
+
+def hanging(indent: str, text: str, page: Page) -> list[str]:
+    """Wrapped text, what follows the first line two columns further in."""
+    first, *rest = wrapped(text, page.narrower(len(indent) + len(GAP)).width)
+    return [indent + first, *(indent + GAP + line for line in rest)]
+
+
 def columns(rows: Sequence[Sequence[str]], page: Page, right: frozenset[int] = frozenset()) -> list[str]:
     """Rows as aligned lines; the first row is the heading, words for states are painted."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -94,6 +113,52 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: frozenset[int], pa
         shown = page.state(cell) if page else cell
         padded.append(space + shown if i in right else shown + space)
     return GAP.join(padded).rstrip()
+
+
+def fitting(
+    rows: Sequence[Sequence[str]], page: Page, right: frozenset[int] = frozenset(), least: int = 3
+) -> list[str]:
+    """As `columns`; where the width is too small, without the last of them, down to the `least` first."""
+    while page.width is not None and len(rows[0]) > least and _table_width(rows) > page.width:
+        rows = [row[:-1] for row in rows]
+    if page.width is not None and (over := _table_width(rows) - page.width) > 0:
+        room = max(max(len(row[-1]) for row in rows) - over, len(rows[0][-1]), NARROWEST)
+        rows = [(*row[:-1], clipped(row[-1], room)) for row in rows]
+    return columns(rows, page, right)
+
+
+def _table_width(rows: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, column)) + len(GAP) for column in zip(*rows, strict=True)) - len(GAP)
+
+
+def with_notes(table: Sequence[str], title: str, notes: Sequence[str], page: Page) -> list[str]:
+    """A last column of notes if all of them fit in the width, else each note below its row."""
+    if not any(notes):
+        return list(table)
+    plain = [_visible(line) for line in table]
+    left = max(map(len, plain)) + len(GAP)
+    if page.width is not None and left + max(map(len, [title, *notes])) > page.width:
+        below = [[], *(_below(note, page) for note in notes)]
+        return [part for line, note in zip(table, below, strict=True) for part in (line, *note)]
+    texts = [page.paint(title, "dim"), *notes]
+    rows = zip(table, plain, texts, strict=True)
+    return [f"{line}{' ' * (left - len(bare))}{text}" if text else line for line, bare, text in rows]
+
+
+def _below(note: str, page: Page) -> list[str]:
+    if not note:
+        return []
+    lines = hanging("    ", note, page)
+    if len(lines) > MOST_LINES_OF_A_NOTE:
+        *lines, last = lines[:MOST_LINES_OF_A_NOTE]
+        lines.append(clipped(f"{last} …", page.width))
+    return lines
+
+
+def _visible(line: str) -> str:
+    """The line without its colours."""
+    first, *rest = line.split("\x1b[")
+    return first + "".join(part.partition("m")[2] for part in rest)
 
 
 def span(seconds: float | None) -> str:
@@ -126,13 +191,16 @@ def indented(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
-def pairs(entries: Mapping[str, Any] | Sequence[tuple[str, Any]], indent: str = "  ") -> list[str]:
-    """`name  value` lines under each other; a list of values takes a line each."""
+def pairs(
+    entries: Mapping[str, Any] | Sequence[tuple[str, Any]], indent: str = "  ", width: int | None = None
+) -> list[str]:
+    """`name  value` lines under each other; a list of values takes a line each, a long value several."""
     items = list(entries.items() if hasattr(entries, "items") else entries)
-    width = max((len(name) for name, _ in items), default=0)
+    names = max((len(name) for name, _ in items), default=0)
+    page = Page(False, width).narrower(len(indent) + names)
     lines = []
     for name, value in items:
         values = value if isinstance(value, list) else [value]
-        for i, one in enumerate(values):
-            lines.append(f"{indent}{(name if i == 0 else ''):<{width}}{GAP}{one}".rstrip())
+        parts = [part for one in values for part in hanging(GAP, str(one), page)]
+        lines += [f"{indent}{'' if i else name:<{names}}{part}".rstrip() for i, part in enumerate(parts)]
     return lines

@@ -57,19 +57,15 @@ class Board:
 
     def _line(self, module_id: str, page: Page, waited_s: float) -> str:
         """A line that wraps could not be erased again: what does not fit is cut off."""
-        parts = [
-            (module_id, None),
-            (self._states.get(module_id, "waiting"), "state"),
-            (span(waited_s), "dim"),
-        ]
         replicas = sorted(self._replicas.get(module_id, {}).items(), key=lambda one: (len(one[0]), one[0]))
+        state = self._states.get(module_id, "" if replicas else "waiting")
+        parts = [(module_id, None), (state, "state"), (span(waited_s), "dim")]
         parts += [(f"{number} {state}", None) for number, state in replicas]
         parts.append((self._reasons.get(module_id, ""), "dim"))
         line, room = "", (page.width or 80) - 1
         for text, colour in parts:
-            text = text[: max(room, 0)]
-            room -= len(text) + 2
-            if text:
+            if text := text[: max(room, 0)]:
+                room -= len(text) + 2
                 line += ("  " if line else "") + (
                     page.state(text) if colour == "state" else page.paint(text, colour)
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fnmatch import fnmatchcase
 
 from nexusctl.client import RpcError
@@ -25,7 +26,11 @@ def is_single(words: Sequence[str]) -> bool:
 
 
 def known_ids(client: Client) -> list[str]:
-    return sorted(item["id"] for item in client.call("get_status")["modules"]["items"])
+    return ids_of(client.call("get_status"))
+
+
+def ids_of(status: dict[str, Any]) -> list[str]:
+    return sorted(item["id"] for item in status["modules"]["items"])
 
 
 def selected(client: Client, words: Sequence[str]) -> list[str]:
@@ -46,19 +51,34 @@ def matching(words: Sequence[str], known: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def no_match(word: str, known: Sequence[str]) -> RpcError:
-    """The error for an id or pattern that names nothing, with the nearest one that would have."""
+def no_match(word: str, known: Sequence[str], paths: Sequence[str] = ()) -> RpcError:
+    """The error for an id or pattern that names nothing, with what would have: `paths` hold modules on disk."""
     what = f"no module matches {word}" if is_pattern(word) else f"no such module: {word}"
+    if any(_is_on_disk(word, path) for path in paths):
+        data = {"kind": "no_such_module", "module_id": word, "hint": "nexusctl reload"}
+        return RpcError(NO_SUCH_MODULE, f"{what}; it is on disk: nexusctl reload loads it", data)
     near = nearest(word, known)
-    data: dict[str, Any] = {"kind": "no_such_module", "module_id": word, "near": near}
-    return RpcError(NO_SUCH_MODULE, f"{what}; did you mean {near}?" if near else what, data)
+    shown = f"'{near}'" if near and is_pattern(near) else near
+    told = f"{what}; did you mean {shown}?" if near else what
+    return RpcError(NO_SUCH_MODULE, told, {"kind": "no_such_module", "module_id": word, "near": near})
+
+
+def _is_on_disk(word: str, path: str) -> bool:
+    """Whether the daemon would find a module of this name there."""
+    group, _, name = word.partition("/")
+    named = bool(group and name) and "/" not in name and not {".", ".."}.intersection((group, name))
+    return named and os.path.isfile(f"{path}/{word}/module.toml")
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The id most like the word; the name alone, without its group, counts as well."""
+    """What comes nearest: all, a whole group, or the id most like the word, with its group or without."""
     import difflib  # noqa: PLC0415  wanted only after a mistake
 
     bare = word.replace("*", "").replace("?", "").strip("/")
+    if known and bare == "all":
+        return "*"
+    if bare and any(one.startswith(f"{bare}/") for one in known):
+        return f"{bare}/*"
     by_text = {one.rpartition("/")[2]: one for one in reversed(known)} | {one: one for one in known}
     close = difflib.get_close_matches(bare, by_text, n=1, cutoff=0.5)
     if close:
@@ -67,11 +87,12 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
 
 
 def with_near_match(client: Client, error: RpcError) -> RpcError:
-    """The daemon's `no such module` with the near match named; every other error as it is."""
+    """The daemon's `no such module` with what was meant; every other error as it is."""
     word = error.data.get("module_id")
-    if error.code != NO_SUCH_MODULE or error.data.get("hint") or not isinstance(word, str):
+    if error.code != NO_SUCH_MODULE or not isinstance(word, str):
         return error
     try:
-        return no_match(word, known_ids(client))
+        status = client.call("get_status")
     except RpcError:  # who may start modules need not be allowed to list them
         return error
+    return no_match(word, ids_of(status), status.get("module_paths") or ())

@@ -52,7 +52,9 @@ def _show_some(invocation: Invocation, status: dict[str, Any], words: Sequence[s
         print(indented(found))
     elif found:
         _show_items(invocation, status, found)
-    missing = [complain(no_match(one, list(items)), invocation.output) for one in chosen if one not in items]
+    paths = status.get("module_paths") or ()
+    unknown = [no_match(one, list(items), paths) for one in chosen if one not in items]
+    missing = [complain(error, invocation.output) for error in unknown]
     return worst([*map(run_status, found), *missing])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexusctl.output import GAP, clean, clipped, columns, moment, pairs, span, value_text
+from nexusctl.output import clean, columns, fitting, hanging, moment, pairs, span, value_text, with_notes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HEADING = ("MODULE", "STATE", "HEALTH", "REPLICAS", "UPTIME", "RESTARTS")
 RIGHT = frozenset({3, 5})
-NARROWEST_NOTE = 24
+LONGEST_EXIT = 32  # a longer description is a sentence, and has a line of its own
 
 
 def fleet_page(status: Item, items: Sequence[Item], page: Page, now: float) -> list[str]:
@@ -27,19 +27,8 @@ def fleet_page(status: Item, items: Sequence[Item], page: Page, now: float) -> l
     if not items:
         return [*told, "", "no modules", "next: nexusctl new GROUP/NAME --into DIR"]
     reasons = [clean(item.get("reason") or "") for item in items]
-    table = _fitting([HEADING, *(_row(item, now) for item in items)], page)
-    return [*told, "", *_beside_or_below(table, "REASON", reasons, page)]
-
-
-def _fitting(rows: list[tuple[str, ...]], page: Page) -> list[str]:
-    """The table, without its last columns where the ids are too long for all of them."""
-    while page.width is not None and len(rows[0]) > 3 and _table_width(rows) > page.width:
-        rows = [row[:-1] for row in rows]
-    return columns(rows, page, RIGHT)
-
-
-def _table_width(rows: list[tuple[str, ...]]) -> int:
-    return sum(max(map(len, column)) + len(GAP) for column in zip(*rows, strict=True)) - len(GAP)
+    table = fitting([HEADING, *(_row(item, now) for item in items)], page, RIGHT)
+    return [*told, "", *with_notes(table, "REASON", reasons, page)]
 
 
 def _daemon_line(status: Item, page: Page) -> str:
@@ -62,41 +51,23 @@ def _row(item: Item, now: float) -> tuple[str, ...]:
     return item["id"], item["state"], item["health"], replicas, up, str(item["restarts"])
 
 
-def _beside_or_below(table: list[str], title: str, notes: list[str], page: Page) -> list[str]:
-    """A last column of notes if a legible part of it fits in the width, else each note below its row."""
-    if not any(notes):
-        return table
-    plain = [_visible(line) for line in table]
-    left = max(map(len, plain)) + len(GAP)
-    if page.width is not None and page.width - left < NARROWEST_NOTE:
-        below = [[f"    {clipped(note, page.width - 6)}"] if note else [] for note in ["", *notes]]
-        return [part for line, note in zip(table, below, strict=True) for part in (line, *note)]
-    room = None if page.width is None else page.width - left
-    texts = [page.paint(title, "dim"), *(clipped(note, room) for note in notes)]
-    pads = [" " * (left - len(line)) for line in plain]
-    rows = zip(table, pads, texts, strict=True)
-    return [f"{line}{pad}{text}" if text else line for line, pad, text in rows]
-
-
-def _visible(line: str) -> str:
-    """The line without its colours."""
-    first, *rest = line.split("\x1b[")
-    return first + "".join(part.partition("m")[2] for part in rest)
-
-
 def module_page(detail: Item, page: Page, now: float) -> list[str]:
     """All about one module: its state, facts, replicas, faults, and what to do next if something is wrong."""
     told = [_module_line(detail, page)]
     if detail.get("description"):
-        told.append(f"  {clean(detail['description'])}")
-    told += ["", *pairs(_facts(detail, now))]
+        told += hanging("  ", clean(detail["description"]), page)
+    told += ["", *pairs(_facts(detail, now), width=page.width)]
     if detail.get("instances"):
         told += ["", *_replica_table(detail, page, now)]
     if detail.get("faults"):
         told += [
             "",
             f"  faults in {clean(detail['folder'])}:",
-            *(_fault_line(fault, detail["folder"]) for fault in detail["faults"]),
+            *(
+                line
+                for fault in detail["faults"]
+                for line in hanging("    ", _fault_text(fault, detail["folder"]), page)
+            ),
         ]
     step = next_step(detail)
     return [*told, "", f"next: {step}"] if step else told
@@ -115,7 +86,8 @@ def _facts(detail: Item, now: float) -> list[tuple[str, Any]]:
     listed = ", ".join
     facts = [
         ("reason", clean(detail.get("reason") or "")),
-        ("health", [clean(reason) for reason in detail.get("health_reasons") or []]),
+        ("health", _health_reasons(detail)),
+        ("reload", _reload_lines(detail, now)),
         ("since", f"{moment(since)} ({span(now - since)})" if since else ""),
         ("version", clean(version)),
         ("critical", "yes" if detail.get("critical") else ""),
@@ -127,16 +99,37 @@ def _facts(detail: Item, now: float) -> list[tuple[str, Any]]:
         ("limits", _limits(detail.get("limits") or {})),
         ("config", [f"{key} = {value_text(value)}" for key, value in (detail.get("config") or {}).items()]),
         ("folder", clean(detail.get("folder") or "")),
-        ("reload", "the files have changed since they were loaded" if detail.get("pending_reload") else ""),
     ]
     return [(name, value) for name, value in facts if value]
 
 
+def _health_reasons(detail: Item) -> list[str]:
+    """Those that say more than the state and the reason do, which stand above them."""
+    known = clean(detail.get("reason") or "")
+    reasons = map(clean, detail.get("health_reasons") or [])
+    return [one for one in reasons if one != detail["state"] and not _says_the_same(one, known)]
+
+
+def _says_the_same(one: str, other: str) -> bool:
+    return bool(one and other) and (one in other or other in one)
+
+
+def _reload_lines(detail: Item, now: float) -> list[str]:
+    told = []
+    if refused := detail.get("refused_reload"):
+        told.append(f"refused {span(now - refused['at'])} ago: {clean(refused['reason'])}")
+    if detail.get("pending_reload"):
+        told.append(f"files have changed: nexusctl reload {detail['id']} applies them")
+    return told
+
+
 def _limits(limits: Item) -> str:
+    about = ("enforced_by", "not_enforced")
     given = [
-        f"{name} {_amount(name, value)}" for name, value in limits.items() if name != "enforced_by" and value
+        f"{name} {_amount(name, value)}" for name, value in limits.items() if name not in about and value
     ]
-    return f"{', '.join(given)} (by {limits.get('enforced_by', '?')})" if given else ""
+    idle = f"; not enforced: {', '.join(limits['not_enforced'])}" if limits.get("not_enforced") else ""
+    return f"{', '.join(given)} (by {limits.get('enforced_by', '?')}{idle})" if given else ""
 
 
 def _amount(name: str, value: object) -> str:
@@ -145,27 +138,49 @@ def _amount(name: str, value: object) -> str:
 
 
 def _replica_table(detail: Item, page: Page, now: float) -> list[str]:
-    rows: list[tuple[str, ...]] = [("REPLICA", "STATE", "PID", "UPTIME", "RESTARTS", "LAST EXIT")]
-    rows += [_replica_row(one, now) for one in detail["instances"]]
-    notes = [
-        ", ".join(filter(None, (clean(one.get("status_text") or ""), _next_attempt(one))))
-        for one in detail["instances"]
+    """A row for each replica; what it says and an exit that takes a sentence stand below where they are long."""
+    replicas = detail["instances"]
+    exits = [_last_exit(one.get("last_exit"), now) for one in replicas]
+    if not all(len(_exit_words(one)) <= LONGEST_EXIT for one in replicas):
+        exits = [""] * len(replicas)
+    rows: list[tuple[str, ...]] = [
+        ("REPLICA", "GENERATION", "STATE", "PID", "UPTIME", "RESTARTS", "LAST EXIT")
     ]
-    table = columns(_without_empty_columns(rows), page, frozenset({4}))
-    return [f"  {line}" for line in _beside_or_below(table, "STATUS", notes, page.narrower(2))]
+    is_mixed = len({one["generation"] for one in replicas}) > 1
+    rows += [(*_replica_row(one, is_mixed), exit) for one, exit in zip(replicas, exits, strict=True)]
+    shown = _without_empty_columns(rows)
+    notes = [_note(one, detail, now, not any(exits)) for one in replicas]
+    inner = page.narrower(2)
+    numbers = frozenset(shown[0].index(name) for name in ("GENERATION", "RESTARTS") if name in shown[0])
+    table = columns(shown, inner, numbers)
+    return [f"  {line}" for line in with_notes(table, "STATUS", notes, inner)]
 
 
-def _replica_row(one: Item, now: float) -> tuple[str, ...]:
+def _replica_row(one: Item, with_generation: bool) -> tuple[str, ...]:
+    generation = str(one["generation"]) if with_generation else ""
     state = "not ready" if one["state"] == "started" and not one["ready"] else one["state"]
-    up, restarts = span(one["uptime_seconds"]), str(one["restarts"])
-    return (
-        f"#{one['index']}",
-        state,
-        str(one["pid"] or "-"),
-        up,
-        restarts,
-        _last_exit(one.get("last_exit"), now),
+    pid, up = str(one["pid"] or "-"), span(one["uptime_seconds"])
+    return f"#{one['index']}", generation, state, pid, up, str(one["restarts"])
+
+
+def _note(one: Item, detail: Item, now: float, with_exit: bool) -> str:
+    """What the replica says, when it is tried again, how it ended; nothing that the reason says already."""
+    reason = clean(detail.get("reason") or "")
+    said = clean(one.get("status_text") or "")
+    last = one.get("last_exit") if with_exit else None
+    ended = _last_exit(last, now)
+    if _says_the_same(_exit_words(one), reason) and last:
+        ended = f"{span(now - last['at'])} ago"
+    parts = (
+        "" if _says_the_same(said, reason) else said,
+        _next_attempt(one),
+        f"last exit: {ended}" if ended else "",
     )
+    return ", ".join(filter(None, parts))
+
+
+def _exit_words(one: Item) -> str:
+    return clean((one.get("last_exit") or {}).get("description") or "")
 
 
 def _without_empty_columns(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -182,10 +197,10 @@ def _next_attempt(one: Item) -> str:
     return "" if seconds is None else f"next attempt in {seconds:.1f}s"
 
 
-def _fault_line(fault: Item, folder: str) -> str:
+def _fault_text(fault: Item, folder: str) -> str:
     hint = f"; {clean(fault['hint'])}" if fault.get("hint") else ""
     where = ": ".join(filter(None, (clean(fault["file"]).removeprefix(f"{folder}/"), clean(fault["key"]))))
-    return f"    {where}: expected {clean(fault['expected'])}, found {clean(fault['found'])}{hint}"
+    return f"{where}: expected {clean(fault['expected'])}, found {clean(fault['found'])}{hint}"
 
 
 def _modules_folder(detail: Item) -> str:
@@ -198,12 +213,14 @@ def next_step(detail: Item) -> str | None:
     module_id, state = detail["id"], detail["state"]
     if state == "invalid":
         return f"nexusctl check {_modules_folder(detail)}, and nexusctl reload once it is correct"
-    if state in ("failed", "backoff"):
-        return f"nexusctl logs {module_id}"
     if state in ("stopped", "loaded"):
         return f"nexusctl start {module_id}"
+    if detail.get("refused_reload"):
+        return f"correct it, then nexusctl reload {module_id}"
     if detail.get("pending_reload"):
         return f"nexusctl reload {module_id}"
+    if state in ("failed", "backoff"):
+        return f"nexusctl logs {module_id}; correct it, then nexusctl start {module_id}"
     if state == "started" and detail["health"] != "healthy":
         return f"nexusctl logs {module_id}"
     return None

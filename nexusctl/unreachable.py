@@ -1,6 +1,6 @@
 """Where the daemon's socket is, and why it could not be reached, in one sentence for an operator.
 
-`cause` tells a program which it was: no daemon, no permission, not our protocol, timed out.
+`cause` tells a program which it was: no daemon, no permission, not our protocol, timed out, shut down.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ NO_DAEMON = "no daemon"
 NO_PERMISSION = "no permission"
 NOT_OUR_PROTOCOL = "not our protocol"
 TIMED_OUT = "timed out"
+SHUT_DOWN = "shut down"
 
 
 def default_socket() -> str:
@@ -41,7 +42,7 @@ def _shared_folder() -> str:
 
 
 class Unreachable(ConnectionError):
-    """No answer could be had. `cause` is one of the four words above, `str()` a full sentence."""
+    """No answer could be had. `cause` is one of the five words above, `str()` a full sentence."""
 
     def __init__(self, cause: str, sentence: str, path: str) -> None:
         super().__init__(sentence)
@@ -73,6 +74,9 @@ def unreachable(path: str, error: OSError) -> Unreachable:
 
 
 def closed(path: str, method: str) -> Unreachable:
+    """A daemon that leaves in good order takes its socket away first."""
+    if not os.path.lexists(path):
+        return Unreachable(SHUT_DOWN, "nexusd has shut down", path)
     return Unreachable(
         NO_DAEMON, f"the daemon at {path} closed the connection before it answered {method}", path
     )

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -39,7 +39,7 @@ def main() -> None:
     if arguments.command == "check" and arguments.schema:
         print(json.dumps(manifest_schema(), indent=2))
     elif arguments.command == "check":
-        sys.exit(check(arguments.folders, options, arguments.json))
+        sys.exit(_unless_nobody_reads(lambda: check(arguments.folders, options, arguments.json)))
     else:
         sys.exit(serve(options))
 
@@ -92,6 +92,17 @@ def check(folders: list[str], options: Options, as_json: bool = False) -> int:
     if not faults:
         print(f"{len(found)} module{'s' * (len(found) != 1)}, no faults")
     return 1 if faults else 0
+
+
+def _unless_nobody_reads(work: Callable[[], int]) -> int:
+    """`nexusd check | head` ends quietly, with the status that a shell gives to SIGPIPE."""
+    try:
+        status = work()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at its end
+        return 141
+    return status
 
 
 def _id_of(folder: str) -> str:

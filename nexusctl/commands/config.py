@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, NoReturn
 
 import click
 
-from nexusctl.client import RpcError
+from nexusctl.client import Client, RpcError
+from nexusctl.commands.names import Commands
 from nexusctl.commands.options import answers, complete_keys, module_argument
-from nexusctl.exits import DONE
+from nexusctl.complaint import complain
+from nexusctl.exits import DONE, worst
 from nexusctl.invocation import GRACE_S, Invocation
-from nexusctl.output import columns, compact, indented, value_text
-from nexusctl.selection import with_near_match
+from nexusctl.output import clean, compact, fitting, indented, value_text, with_notes
+from nexusctl.selection import is_single, selected, with_near_match
 
+BAD_VALUE = -32004
+HEADING = ("KEY", "VALUE", "DEFAULT", "TYPE", "RANGE", "APPLY")
 APPLIED = {
     "live": "applied at once",
     "reload": "applied by a reload",
@@ -22,7 +28,7 @@ APPLIED = {
 }
 
 
-@click.group(no_args_is_help=False)
+@click.group(cls=Commands, no_args_is_help=False)
 def config() -> None:
     """Read and set the configuration of a module."""
 
@@ -32,10 +38,12 @@ def config() -> None:
 @click.argument("key", required=False, shell_complete=complete_keys)
 @answers
 def get(invocation: Invocation, module: str, key: str | None) -> int:
-    """Show the configuration of a module.
+    """Show the configuration of a module, or of all that a pattern means.
 
     With KEY its value alone. Secrets are masked.
     """
+    if not is_single([module]):
+        return _get_several(invocation, module, key)
     params = {"module_id": module} | ({"key": key} if key is not None else {})
     entries = _ask(invocation, "get_config", params, invocation.read_timeout)["config"]
     if key is not None:
@@ -52,20 +60,73 @@ def get(invocation: Invocation, module: str, key: str | None) -> int:
     return DONE
 
 
+def _get_several(invocation: Invocation, pattern: str, key: str | None) -> int:
+    """The modules that a pattern means; with a key, those of them that have it."""
+    with invocation.client() as client:
+        ids = selected(client, [pattern])
+        answers, statuses = _each(
+            invocation, client, "get_config", "read the configuration of", {one: {} for one in ids}
+        )
+    if key is not None:
+        answers = [{**one, "config": {key: one["config"][key]}} for one in answers if key in one["config"]]
+        if not answers and not any(statuses):
+            data = {"kind": "bad_value", "hint": f"nexusctl config get '{pattern}'"}
+            raise RpcError(BAD_VALUE, f"no module that matches {pattern} has a configuration key {key}", data)
+    if invocation.output == "json":
+        print(indented(answers))
+        return worst(statuses)
+    entries = {(one["module_id"], name): entry for one in answers for name, entry in one["config"].items()}
+    if invocation.output == "jsonl":
+        for (module_id, name), entry in entries.items():
+            print(compact({"module_id": module_id, "key": name, **entry}))
+    elif invocation.output == "name":
+        print(*(one["module_id"] for one in answers), sep="\n", end="\n" if answers else "")
+    else:
+        print(*_table_of_several(invocation, entries), sep="\n")
+    return worst(statuses)
+
+
 @config.command("set")
 @module_argument(several=False)
 @click.argument("key", shell_complete=complete_keys)
 @click.argument("value")
 @answers
 def set_value(invocation: Invocation, module: str, key: str, value: str) -> int:
-    """Set one KEY of a module.
+    """Set one KEY of a module, or of each that a pattern means.
 
     VALUE is taken as JSON if it reads as JSON, else as text. Text that looks like JSON: '"5000"'.
     """
-    params = {"module_id": module, "key": key, "value": as_value(value)}
-    result = _ask(invocation, "configure", params, invocation.action_timeout + GRACE_S)
-    invocation.show(result, lambda: _set(result), key)
-    return DONE
+    params = {"key": key, "value": as_value(value)}
+    patience = invocation.action_timeout + GRACE_S
+    if is_single([module]):
+        result = _ask(invocation, "configure", {"module_id": module, **params}, patience)
+        invocation.show(result, lambda: _set(result), key)
+        return DONE
+    with invocation.client(patience) as client:
+        wanted = dict.fromkeys(selected(client, [module]), params)
+        results, statuses = _each(invocation, client, "configure", "configure", wanted)
+    if invocation.output == "json":
+        print(indented(results))
+    else:
+        for result in results:
+            invocation.show(result, partial(_set, result), result["module_id"])
+    return worst(statuses)
+
+
+def _each(
+    invocation: Invocation, client: Client, method: str, verb: str, wanted: dict[str, dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """The answers of several modules in their order; what one of them refuses is complained about."""
+    requests = [(method, {"module_id": one, **params}) for one, params in wanted.items()]
+    outcomes = dict(client.call_many(requests))
+    answers, statuses = [], [DONE]
+    for place, module_id in enumerate(wanted):
+        outcome = outcomes[place]
+        if isinstance(outcome, RpcError):
+            statuses.append(complain(outcome, invocation.output, verb, module_id))
+        else:
+            answers.append(outcome)
+    return answers, statuses
 
 
 def as_value(text: str) -> Any:
@@ -89,18 +150,32 @@ def _ask(invocation: Invocation, method: str, params: dict[str, Any], timeout: f
 
 
 def _table(invocation: Invocation, entries: dict[str, dict[str, Any]]) -> list[str]:
-    if not entries:
+    return _rows_and_notes(
+        invocation, [HEADING, *(_row(key, one) for key, one in entries.items())], entries.values()
+    )
+
+
+def _table_of_several(invocation: Invocation, entries: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    rows = [(module_id, *_row(key, one)) for (module_id, key), one in entries.items()]
+    return _rows_and_notes(invocation, [("MODULE", *HEADING), *rows], entries.values())
+
+
+def _rows_and_notes(
+    invocation: Invocation, rows: list[tuple[str, ...]], entries: Iterable[dict[str, Any]]
+) -> list[str]:
+    """The descriptions stand beside the table, or below each row where they are too long for that."""
+    page = invocation.page
+    notes = [clean(one.get("description") or "") for one in entries]
+    if not notes:
         return ["no configuration keys"]
-    heading = ("KEY", "VALUE", "DEFAULT", "TYPE", "RANGE", "APPLY", "DESCRIPTION")
-    return columns([heading, *(_row(key, entry) for key, entry in entries.items())], invocation.page)
+    return with_notes(fitting(rows, page, least=len(rows[0]) - 4), "DESCRIPTION", notes, page)
 
 
 def _row(key: str, entry: dict[str, Any]) -> tuple[str, ...]:
     default = "" if entry.get("source") == "default" else value_text(entry.get("default"))
     bounds = [value_text(entry[end]) if entry.get(end) is not None else "" for end in ("min", "max")]
     span = " … ".join(bounds).strip() if any(bounds) else ""
-    described = str(entry.get("description") or "")
-    return key, value_text(entry["value"]), default, str(entry["type"]), span, str(entry["apply"]), described
+    return key, value_text(entry["value"]), default, str(entry["type"]), span, str(entry["apply"])
 
 
 def _set(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from nexusctl.commands.options import answers
 from nexusctl.exits import DONE
 from nexusctl.invocation import Invocation
 from nexusctl.output import clean, pairs
-from nexusctl.unreachable import NO_DAEMON, Unreachable, unanswered
+from nexusctl.unreachable import TIMED_OUT, Unreachable, unanswered
 
 
 @click.command()
@@ -41,7 +41,7 @@ def shutdown(invocation: Invocation, no_wait: bool) -> int:
             try:
                 client.next_notification(timeout=patience)
             except Unreachable as error:
-                if error.cause != NO_DAEMON:
+                if error.cause == TIMED_OUT:
                     raise unanswered(invocation.socket, "shutdown", patience) from None
                 break
     done = "nexusd is shutting down" if no_wait else "nexusd has shut down"

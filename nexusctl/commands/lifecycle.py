@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import click
 
 from nexusctl.actions import Action, carry_out
+from nexusctl.client import RpcError
 from nexusctl.commands.options import answers, module_argument
-from nexusctl.exits import DONE
+from nexusctl.complaint import PREFIX, tell
+from nexusctl.exits import DONE, FAILED
 from nexusctl.invocation import GRACE_S, Invocation
+from nexusctl.output import clean
+from nexusctl.unreachable import Unreachable
 
 F = TypeVar("F", bound=Callable[..., Any])
 STRATEGIES = ("graceful", "rolling", "immediate", "signal")
@@ -29,19 +34,34 @@ def _changed(state: str) -> Callable[[dict[str, Any]], str]:
     return told
 
 
-def _reloaded(result: dict[str, Any]) -> str:
-    what = "reloaded" if result.get("changed", True) else "reloaded, nothing had changed"
-    return f"{what} ({result['strategy']}), generation {result['generation']}"
+def _reloaded(invocation: Invocation, result: dict[str, Any]) -> str:
+    how = f"({result['strategy']}), generation {result['generation']}"
+    if result["strategy"] == "signal":
+        return f"got its reload signal {how}"
+    if result.get("changed", True):
+        return f"reloaded {how}"
+    state = _state_of(invocation, result["module_id"])
+    if state == "started":
+        return f"started anew from the same files {how}"
+    return f"reloaded from the same files {how}" + (f"; it is {state}" if state else "")
+
+
+def _state_of(invocation: Invocation, module_id: str) -> str | None:
+    """Unknown to who may reload but not look."""
+    try:
+        with invocation.client() as client:
+            return str(client.call("get_status", {"module_id": module_id})["state"])
+    except (RpcError, Unreachable):
+        return None
 
 
 @click.command()
 @module_argument()
-@click.option("--cascade", is_flag=True, help="Start what it requires as well, even if stopped by hand.")
 @no_wait
 @answers
-def start(invocation: Invocation, modules: tuple[str, ...], cascade: bool, no_wait: bool) -> int:
+def start(invocation: Invocation, modules: tuple[str, ...], no_wait: bool) -> int:
     """Start modules and wait until they are ready."""
-    action = Action("start", "start_module", _changed("started"), {"cascade": cascade}, not no_wait)
+    action = Action("start", "start_module", _changed("started"), {}, not no_wait)
     return carry_out(invocation, action, modules)
 
 
@@ -81,20 +101,41 @@ def reload(invocation: Invocation, modules: tuple[str, ...], strategy: str | Non
             raise click.UsageError("--strategy and --no-wait are for modules; name one")
         return _reload_daemon(invocation)
     chosen = {"strategy": strategy} if strategy else {}
-    return carry_out(invocation, Action("reload", "reload_module", _reloaded, chosen, not no_wait), modules)
+    told = partial(_reloaded, invocation)
+    return carry_out(invocation, Action("reload", "reload_module", told, chosen, not no_wait), modules)
 
 
 def _reload_daemon(invocation: Invocation) -> int:
     with invocation.client(invocation.action_timeout + GRACE_S) as client:
         result = client.call("reload_daemon")
-    invocation.show(result, lambda: _daemon_reloaded(result), "nexusd")
-    for one in result.get("invalid") or []:
-        print(f"nexusctl: {one} is invalid\nnext: nexusctl status {one}", file=sys.stderr)
-    return DONE
+    invocation.show(result, lambda: "\n".join(_daemon_reloaded(result)), "nexusd")
+    if not invocation.is_json:
+        sys.stdout.flush()
+        tell(_to_be_done(result))
+    return FAILED if result.get("invalid") else DONE
 
 
-def _daemon_reloaded(result: dict[str, Any]) -> str:
+def _daemon_reloaded(result: dict[str, Any]) -> list[str]:
     changes = [
-        f"  {what}  {one}" for what in ("added", "changed", "removed") for one in result.get(what) or []
+        *(f"  added  {one}" for one in result.get("added") or []),
+        *(
+            f"  changed  {one}  (nexusctl reload {one} puts it in force)"
+            for one in result.get("changed") or []
+        ),
+        *(f"  removed  {one}" for one in result.get("removed") or []),
     ]
-    return "\n".join(["nexusd reloaded" + ("" if changes else ", nothing had changed"), *changes])
+    unchanged = not changes and not result.get("invalid")
+    return ["nexusd reloaded" + (", nothing had changed" if unchanged else ""), *changes]
+
+
+def _to_be_done(result: dict[str, Any]) -> list[str]:
+    """What is wrong on disk, each fault as `check` tells it, and what runs on although its files have gone."""
+    told: list[str] = []
+    faults = result.get("faults") or {}
+    for one in result.get("invalid") or []:
+        told += [f"{PREFIX}{one} is invalid", *(f"  {clean(fault)}" for fault in faults.get(one) or [])]
+    if told:
+        told.append("next: correct it, then nexusctl reload")
+    for one in result.get("running_on") or []:
+        told.append(f"next: nexusctl stop {one}  (it runs on until it is stopped)")
+    return told

@@ -9,8 +9,12 @@ from typing import NoReturn
 
 import click
 
+from nexusctl.client import RpcError
+from nexusctl.commands.options import answers
 from nexusctl.exits import DONE, FAILED
+from nexusctl.invocation import Invocation
 from nexusctl.module_files import exec_module, is_module_id, python_module
+from nexusctl.unreachable import Unreachable
 
 
 @click.command()
@@ -23,7 +27,8 @@ from nexusctl.module_files import exec_module, is_module_id, python_module
     default=Path("."),
     help="The folder of modules.  [default: the current one]",
 )
-def new(module_id: str, as_program: bool, into: Path) -> int:
+@answers
+def new(invocation: Invocation, module_id: str, as_program: bool, into: Path) -> int:
     """Write a new, working module.
 
     It goes to DIR/GROUP/NAME and says every second that it is alive.
@@ -44,13 +49,28 @@ def new(module_id: str, as_program: bool, into: Path) -> int:
         click.echo(f"nexusctl: cannot write {folder}: {error.strerror}", err=True)
         return FAILED
     click.echo(str(folder))
-    click.echo(f"next: nexusctl check {into}, then nexusctl reload and nexusctl start {module_id}", err=True)
+    click.echo(f"next: {_next_step(invocation, into)}", err=True)
     return DONE
+
+
+def _next_step(invocation: Invocation, into: Path) -> str:
+    """What has the daemon find the new module, as far as the daemon can be asked where it looks."""
+    try:
+        with invocation.client() as client:
+            paths = client.call("get_status").get("module_paths")
+    except (RpcError, Unreachable):
+        paths = None
+    if not paths:
+        return f"nexusctl check {into}; it starts with a nexusd that has {into.resolve()} among its modules"
+    if into.resolve() in [Path(path).resolve() for path in paths]:
+        return "nexusctl reload"
+    return f"move it below {paths[0]}, then nexusctl reload"
 
 
 @click.command()
 @click.argument("directories", nargs=-1, metavar="[DIR]...", type=click.Path())
-def check(directories: tuple[str, ...]) -> NoReturn:
+@answers
+def check(invocation: Invocation, directories: tuple[str, ...]) -> NoReturn:
     """Check the manifests of all modules.
 
     Those in the folders DIR, by default where nexusd looks. No daemon is needed.
@@ -58,5 +78,6 @@ def check(directories: tuple[str, ...]) -> NoReturn:
     ours = str(Path(__file__).resolve().parents[2])  # nexusd lies beside nexusctl, installed or not
     search = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     sys.stdout.flush()
-    command = [sys.executable, "-P", "-m", "nexusd", "check", *directories]
+    form = ["--json"] if invocation.is_json else []
+    command = [sys.executable, "-P", "-m", "nexusd", "check", *form, *directories]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": search})

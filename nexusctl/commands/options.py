@@ -12,11 +12,21 @@ from nexusctl.client import Client, RpcError
 from nexusctl.invocation import Invocation, guarded
 from nexusctl.output import FORMATS
 from nexusctl.selection import known_ids
-from nexusctl.unreachable import Unreachable
+from nexusctl.unreachable import Unreachable, default_socket
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMPLETION_PATIENCE_S = 0.5
-SOCKET = click.option("--socket", metavar="PATH", help="The daemon's socket.  [default: NEXUS_SOCKET]")
+
+
+class SocketOption(click.Option):
+    """Its help names the socket that would be asked now."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (record[0], f"{record[1]}  [now: {_nearest(ctx, 'socket') or default_socket()}]")
+
+
+SOCKET = click.option("--socket", cls=SocketOption, metavar="PATH", help="The daemon's socket.")
 OUTPUT = click.option(
     "-o",
     "--output",

@@ -9,7 +9,7 @@ import click
 from nexusctl.commands.options import answers, module_argument
 from nexusctl.exits import DONE
 from nexusctl.invocation import Invocation
-from nexusctl.output import columns, compact, indented
+from nexusctl.output import compact, fitting, indented
 from nexusctl.selection import matching, no_match
 from nexusctl.status import show_status
 
@@ -31,11 +31,12 @@ def status(invocation: Invocation, modules: tuple[str, ...]) -> int:
 def modules(invocation: Invocation, modules: tuple[str, ...]) -> int:
     """List the modules that were found, whether they run or not."""
     with invocation.client() as client:
-        items = {item["id"]: item for item in client.call("get_status")["modules"]["items"]}
+        told = client.call("get_status")
+    items = {item["id"]: item for item in told["modules"]["items"]}
     chosen = matching(modules, list(items)) if modules else sorted(items)
     unknown = [one for one in chosen if one not in items]
     if unknown:
-        raise no_match(unknown[0], list(items))
+        raise no_match(unknown[0], list(items), told.get("module_paths") or ())
     _print_list(invocation, [items[one] for one in chosen])
     return DONE
 
@@ -47,7 +48,7 @@ def _print_list(invocation: Invocation, items: list[dict[str, Any]]) -> None:
     if invocation.output == "table":
         heading = ("MODULE", "VERSION", "GENERATION", "WANTED", "STATE", "CRITICAL")
         rows = [_row(item) for item in items]
-        print(*columns([heading, *rows], invocation.page, frozenset({2})), sep="\n")
+        print(*fitting([heading, *rows], invocation.page, frozenset({2})), sep="\n")
         return
     for item in items:
         print(compact(item) if invocation.output == "jsonl" else item["id"])

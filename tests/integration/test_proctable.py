@@ -36,9 +36,11 @@ def start() -> Iterator[Start]:
 
     yield start
     for process in started:
-        for pid in (*_below(process.pid), process.pid):
+        for pid in _below(process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nexusctl.output import Page
 from nexusctl.status_page import fleet_page, module_page
 from tests.fake_daemon import detail, replica, status, summary
@@ -141,7 +143,13 @@ SENTENCE = (
 
 def test_one_sentence_is_said_once_though_reason_health_and_replica_have_it() -> None:
     last = {"code": 1, "signal": None, "description": "exit status 1", "at": NOW - 4}
-    failed = {"state": "failed", "ready": False, "pid": None, "uptime_seconds": None, "last_exit": last}
+    failed: dict[str, Any] = {
+        "state": "failed",
+        "ready": False,
+        "pid": None,
+        "uptime_seconds": None,
+        "last_exit": last,
+    }
     one = replica("a/b", status_text="mod.py line 4: ValueError: no such upstream server", **failed)
     health = [f"failed: {SENTENCE}", "the disk is full"]
     page = detail("a/b", "failed", reason=SENTENCE, health_reasons=health, instances=[one])
