@@ -268,6 +268,10 @@ class KeeperClient:
             if run.entry is not None:
                 self._statuses.pop(run.entry["pid"], None)
 
+    def socket_paths(self) -> set[str]:
+        """The sockets of all runs that there are."""
+        return {path for run in self._runs.values() for path in run.paths}
+
     def note(self, name: str, text: str | None) -> None:
         """Have the keeper remember a line of text for the nexusd that comes after us."""
         if self._notes.get(name) == text:
@@ -452,7 +456,7 @@ def _log_pipe(uid: int) -> tuple[int, int]:
     reading, writing = os.pipe()
     try:
         both = os.open(f"/proc/self/fd/{writing}", os.O_RDWR | os.O_CLOEXEC)
-        if uid != os.getuid():
+        if _is_to_be_given(uid):
             os.fchown(both, uid, -1)  # or its user could not open /dev/stdout
     except OSError:
         os.close(reading)
@@ -473,11 +477,16 @@ def _bound(kind: socket.SocketKind, path: str, uid: int) -> int:
         sock.bind(path)
     finally:
         os.umask(before)
-    if uid != os.getuid():
+    if _is_to_be_given(uid):
         os.chown(path, uid, -1)
     if kind == socket.SOCK_STREAM:
         sock.listen(16)
     return sock.detach()
+
+
+def _is_to_be_given(uid: int) -> bool:
+    """Who is not root can't, and can't run a process as that user either: the birth says so."""
+    return os.getuid() == 0 and uid != 0
 
 
 def _unlink(paths: Iterable[str]) -> None:
