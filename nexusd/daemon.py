@@ -165,6 +165,7 @@ class UniversalDaemon:
         self._news.begin()
         self._clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
         self._catalogue.start_wanted()
+        self._clear_away()
         self._server = await asyncio.to_thread(self._build_server)
         await self._server.serve_bound(bound)
         log.info(
@@ -173,6 +174,15 @@ class UniversalDaemon:
             config.socket,
             len(self.supervisor.fleet.modules),
         )
+
+    def _clear_away(self) -> None:
+        """What a nexusd that was killed left in the runtime folder: sockets and configurations of former runs."""
+        in_use = self._keeper.socket_paths()
+        for entry in tuple(os.scandir(os.path.join(self.config.runtime, "r"))):
+            if entry.path not in in_use:
+                os.unlink(entry.path)
+        for module in self.supervisor.fleet.modules.values():
+            self._configs.tidy(module)
 
     def _build_server(self) -> "RpcServer":
         # In a thread and not before: importing it takes as long as starting a hundred modules.

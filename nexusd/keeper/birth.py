@@ -21,8 +21,23 @@ Launch = dict[str, Any]
 FIRST_FD = 3  # LISTEN_FDS begin here (sd_listen_fds(3)); the control socket follows them
 _ASIDE = 200  # descriptors wait up here while the low numbers are given out
 _UMASK = 0o022
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _LIMITS = {"files": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_DATA}
+
+
+def keep_signals_for_children() -> None:
+    """Once, in the keeper: what Python ignores is caught instead, and exec resets what is caught (execve(2))."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, _pass_over)
+
+
+def _pass_over(*_: object) -> None:
+    pass
+
+
+def _reset_signals() -> None:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
 
 
 def fork(launch: Launch, fds: list[int], title: Title | None) -> tuple[int, socket.socket]:
@@ -39,8 +54,7 @@ def fork(launch: Launch, fds: list[int], title: Title | None) -> tuple[int, sock
         child_gate.close()
         raise
     if pid == 0:
-        gate.close()
-        _be_born(launch, fds, child_gate, title)
+        _be_born(launch, fds, child_gate.detach(), title)
     child_gate.close()
     gate.setblocking(False)
     return pid, gate
@@ -60,11 +74,10 @@ def read_gate(gate: socket.socket) -> dict[str, Any] | None:
     return json.loads(said) if said else None
 
 
-def _be_born(launch: Launch, fds: list[int], gate: socket.socket, title: Title | None) -> NoReturn:
+def _be_born(launch: Launch, fds: list[int], gate: int, title: Title | None) -> NoReturn:
     step = "prepare"
     try:
         os.setsid()
-        _reset_signals()
         gate = _lay_out(fds, gate)
         os.umask(_UMASK)
         step = "limits"
@@ -74,7 +87,7 @@ def _be_born(launch: Launch, fds: list[int], gate: socket.socket, title: Title |
         step = "directory"
         os.chdir(launch["directory"])
         environment = _environment(launch, len(fds) - 2)
-        if not gate.recv(1):
+        if not os.read(gate, 1):
             os._exit(0)  # the keeper died before it could write us down: then we never were
         step = "exec"
         if "python" in launch:
@@ -86,7 +99,7 @@ def _be_born(launch: Launch, fds: list[int], gate: socket.socket, title: Title |
     os._exit(127)
 
 
-def _tell(gate: socket.socket, step: str, error: BaseException) -> None:
+def _tell(gate: int, step: str, error: BaseException) -> None:
     refusal: dict[str, Any] = {
         "step": step,
         "errno": None,
@@ -97,29 +110,22 @@ def _tell(gate: socket.socket, step: str, error: BaseException) -> None:
         about = str(error.filename) if error.filename else None
         refusal |= {"errno": error.errno, "reason": error.strerror or str(error), "about": about}
     try:
-        gate.send(json.dumps(refusal).encode())
+        os.write(gate, json.dumps(refusal).encode())
     except OSError:
         pass  # the keeper is gone, nobody is left to be told
 
 
-def _reset_signals() -> None:
-    for number in (*_IGNORED_BY_PYTHON, signal.SIGCHLD, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
-
-
-def _lay_out(fds: list[int], gate: socket.socket) -> socket.socket:
+def _lay_out(fds: list[int], gate: int) -> int:
     """stdin, stdout, stderr, the listening sockets, the control socket, the gate; nothing else stays open."""
     log, control, *listening = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ASIDE) for fd in fds)
-    gate_aside = fcntl.fcntl(gate.fileno(), fcntl.F_DUPFD_CLOEXEC, _ASIDE)
+    gate_aside = fcntl.fcntl(gate, fcntl.F_DUPFD_CLOEXEC, _ASIDE)
     null = os.open(os.devnull, os.O_RDONLY)
-    gate.detach()
     wanted = [null, log, log, *listening, control]
     for number, source in enumerate(wanted):
         os.dup2(source, number, inheritable=True)
     os.dup2(gate_aside, len(wanted), inheritable=False)
     os.closerange(len(wanted) + 1, os.sysconf("SC_OPEN_MAX"))
-    return socket.socket(fileno=len(wanted))
+    return len(wanted)
 
 
 def _limit(limits: dict[str, int]) -> None:
@@ -158,9 +164,7 @@ def _program(name: str, environment: dict[str, str]) -> str:
     raise FileNotFoundError(2, "not found in PATH", name)
 
 
-def _become_host(
-    launch: Launch, environment: dict[str, str], title: Title | None, gate: socket.socket
-) -> NoReturn:
+def _become_host(launch: Launch, environment: dict[str, str], title: Title | None, gate: int) -> NoReturn:
     from nexusd.keeper import host  # noqa: PLC0415  (warm already; cold keepers never pay for it)
 
     os.environ.clear()
@@ -170,5 +174,6 @@ def _become_host(
         title.show(name.rpartition("/")[2], f"nexus: {name}")
         title.carry(environment["NEXUS_RUN"])
     sys.argv = [launch["python"]]
-    gate.close()
+    _reset_signals()
+    os.close(gate)
     host.run(launch["python"], launch["folder"])

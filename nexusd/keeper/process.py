@@ -6,6 +6,7 @@ nexusd is away it goes on reaping, draining logs and collecting notifications, a
 
 import argparse
 import errno
+import gc
 import os
 import resource
 import signal
@@ -74,7 +75,9 @@ class Keeper:
     def serve(self) -> None:
         """Until nexusd says leave, or until nobody is served and nothing is kept."""
         proctable.become_subreaper()
+        birth.keep_signals_for_children()
         self._watch_children()
+        gc.freeze()  # what is there now stays: no collection need touch it, and no fork need copy it for that
         while not self._leaving:
             self._loop.turn(self._patience())
             self._sweep_all()

@@ -29,6 +29,11 @@ class Call:
         if not self._closed:
             self._send(notification if isinstance(notification, bytes) else codec.encode(notification))
 
+    @property
+    def subscriptions(self) -> int:
+        """How many there are that end with the connection."""
+        return len(self._closing)
+
     def on_close(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the connection has ended: at once if it has already."""
         if self._closed:

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from nexusd.domain import health, settings
 from nexusd.domain.access import effective_permissions
-from nexusd.domain.errors import InvalidParams
+from nexusd.domain.errors import Busy, InvalidParams
 from nexusd.domain.fleet import Fleet
 from nexusd.operations import Operations, Patience, config_key
 from nexusd.ports import Daemon, EventSource, LogReader
@@ -21,6 +21,7 @@ from nexusd.rpc.identity import Identity
 from nexusd.supervisor import Supervisor
 
 MOST_LINES = 10_000
+MOST_SUBSCRIPTIONS = 1024  # of a connection
 
 Timeout = Annotated[float, Meta(gt=0, le=86_400, description="Seconds to wait for the outcome")] | None
 ModuleId = Annotated[str, Meta(max_length=200, description="GROUP/NAME")]
@@ -260,7 +261,7 @@ class Api:
         return [replica]
 
     def _follow(self, call: Call, names: list[str]) -> int:
-        number = self._next_subscription()
+        number = self._next_subscription(call)
 
         def push(replica: str, lines: list[str]) -> None:
             params = {"subscription": number, "replica": replica, "lines": lines}
@@ -275,7 +276,7 @@ class Api:
     def subscribe(self, call: Call, params: SubscribeEvents) -> dict[str, Any]:
         if params.module_id is not None:
             self._operations.module(params.module_id)
-        number = self._next_subscription()
+        number = self._next_subscription(call)
 
         def push(event: dict[str, Any]) -> None:
             if params.module_id in (None, event["module_id"]):
@@ -305,7 +306,11 @@ class Api:
     def discover(self, _call: Call, _params: NoParams) -> Any:
         return discover.document(self.methods, title="nexusd", version=self._identity.version)
 
-    def _next_subscription(self) -> int:
+    def _next_subscription(self, call: Call) -> int:
+        """Each costs something at every event, and each followed log a descriptor."""
+        if call.subscriptions >= MOST_SUBSCRIPTIONS:
+            told = f"this connection has {MOST_SUBSCRIPTIONS} subscriptions, and gets no more"
+            raise Busy(told, hint="close the connection: that ends them")
         self._subscriptions += 1
         return self._subscriptions
 

@@ -56,14 +56,22 @@ class Follower:
             os.lseek(self._file, 0, os.SEEK_END)
 
     def read(self) -> list[str]:
-        """What has come since the last call, over as many rotations as there were."""
+        """What has come since the last call, over as many rotations as there were.
+
+        Of more than LONGEST_READ bytes the first part: a module that writes a gigabyte must not have us hold it.
+        """
         lines: list[str] = []
+        room = LONGEST_READ
         while True:
             following = self._open_following()
-            lines += (
-                self._read_to_end()
-            )  # after that question: if there is a next file, this one gets no more
+            # After that question: if there is a next file, this one gets no more.
+            while room > 0 and self._file is not None and (data := os.read(self._file, room)):
+                room -= len(data)
+                lines += self._whole_lines(data)
             if following is None:
+                return lines
+            if room <= 0:
+                os.close(following)
                 return lines
             self.close()
             self._file = following
@@ -97,14 +105,11 @@ class Follower:
             newer = path
         return newer  # the oldest: there was none before, or ours is deleted already
 
-    def _read_to_end(self) -> list[str]:
-        lines: list[bytes] = []
-        while self._file is not None and (data := os.read(self._file, LONGEST_READ)):
-            *whole, self._rest = (self._rest + data).split(b"\n")
-            lines += whole
-            if len(self._rest) > LONGEST_READ:
-                lines.append(self._rest)
-                self._rest = b""
+    def _whole_lines(self, data: bytes) -> list[str]:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LONGEST_READ:
+            lines.append(self._rest)
+            self._rest = b""
         return [line.decode(errors="replace") for line in lines]
 
 

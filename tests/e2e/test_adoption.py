@@ -426,6 +426,18 @@ def test_replicas_that_say_all_they_can_are_adopted_all_the_same(nexus: Nexus) -
     assert [one["pid"] for one in after["instances"]] == [one["pid"] for one in before["instances"]]
 
 
+def test_what_a_killed_nexusd_left_in_the_runtime_folder_is_cleared_away(nexus: Nexus) -> None:
+    nexus.add_program("a/one", SLEEPER, "replicas = 2\n")
+    nexus.start().until_state("a/one", "started")
+    in_use = sorted(nexus.runtime.glob("r/*")), sorted(nexus.runtime.glob("config/*"))
+    nexus.kill()
+    for left in ("r/0123abcd.notify", "r/0123abcd.control", "config/a@one.7.json"):
+        (nexus.runtime / left).touch()
+    nexus.start()
+    assert (sorted(nexus.runtime.glob("r/*")), sorted(nexus.runtime.glob("config/*"))) == in_use
+    assert nexus.call("restart_module", module_id="a/one")["restarted"]
+
+
 def test_what_was_deleted_from_disk_meanwhile_is_stopped(nexus: Nexus) -> None:
     folder = nexus.add_program("a/one", SLEEPER)
     nexus.add_program("a/two", SLEEPER)

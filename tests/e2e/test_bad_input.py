@@ -203,6 +203,16 @@ def test_malformed_json_and_a_message_that_is_too_long_are_answered_and_others_s
     assert nexus.call("whoami")["principal"]
 
 
+def test_a_connection_has_a_bounded_number_of_subscriptions(nexus: Nexus) -> None:
+    nexus.start()
+    with Client(nexus.socket, timeout=BOUND_S) as client:
+        outcomes = [outcome for _, outcome in client.call_many([("subscribe_events", None)] * 1025)]
+        refused = [outcome for outcome in outcomes if isinstance(outcome, RpcError)]
+        assert [error.code for error in refused] == [-32007]
+    with nexus.events():  # of another connection
+        pass
+
+
 def _said(nexus: Nexus, line: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(BOUND_S)

@@ -118,6 +118,20 @@ def test_the_sockets_are_numbered_and_addressed_to_the_process_itself(kept: Kept
     assert seen["environment"]["NEXUS_CONTROL_FD"] == "3"
 
 
+def test_the_host_knows_sockets_by_name_and_those_without_one_by_address(kept: Kept) -> None:
+    code = "from nexusd.sdk import Module\nclass Look(Module):\n    async def start(self):\n"
+    code += "        self.status(' '.join(self.sockets))\n"
+    (kept.home / "module.py").write_text(code)
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        kept.kept.hold("a", os.dup(one.fileno()))
+        kept.kept.hold("b", os.dup(two.fileno()))
+        address = f"tcp:127.0.0.1:{two.getsockname()[1]}"
+    names = {"LISTEN_FDNAMES": "web:unknown"}
+    more: dict[str, Any] = {"python": "module:Look", "folder": str(kept.home), "environment": names}
+    kept.spawn("one", listening=["a", "b"], **more)
+    assert kept.until("notify", "one")["notices"]["STATUS"] == f"web {address}"
+
+
 def test_the_control_socket_listens_at_its_path(kept: Kept) -> None:
     kept.start("one", "/bin/sleep", "1000")
     with socket.socket(socket.AF_UNIX) as sock:
