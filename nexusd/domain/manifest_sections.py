@@ -43,7 +43,8 @@ PythonTarget = Annotated[
 ]
 Command = Annotated[tuple[Text, ...], Meta(min_length=1, title="a list: the program and its arguments")]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+# What is remembered of a module's replicas goes to the keeper in one packet, anew at each change.
+MOST_REPLICAS = 200
 
 ConfigType = Literal["int", "float", "bool", "str", "duration", "list"]
 Bound = Annotated[int | float | str | None, Meta(title="a number or a duration")]
@@ -154,7 +155,7 @@ class Backoff(Struct, frozen=True, forbid_unknown_fields=True):
 class Intensity(Struct, frozen=True, forbid_unknown_fields=True):
     """More restarts than this, and the replica has failed until an operator or healing acts."""
 
-    restarts: Annotated[CountOrZero, Meta(description="Restarts allowed within the time")] = 5
+    restarts: Annotated[int, Meta(ge=0, le=2**31 - 1, description="Restarts allowed within the time")] = 5
     within: Annotated[Seconds, Meta(description="The time")] = Seconds(60)
 
 
@@ -231,8 +232,10 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         tuple[ModuleId, ...], Meta(description="Modules started and ready first, stopped after")
     ] = ()
     after: Annotated[tuple[ModuleId, ...], Meta(description="Modules started first if they are to run")] = ()
-    replicas: Annotated[CountOrZero, Meta(description="Processes at start")] = 1
-    max_replicas: Annotated[Count, Meta(description="Most that `scale` allows")] = 16
+    replicas: Annotated[int, Meta(ge=0, le=MOST_REPLICAS, description="Processes at start")] = 1
+    max_replicas: Annotated[
+        int, Meta(ge=1, le=MOST_REPLICAS, description="Most that `replicas` may be set to")
+    ] = 16
     permissions: Annotated[
         tuple[Name, ...], Meta(description="What nexusd's security context must hold to load it")
     ] = ()

@@ -84,6 +84,21 @@ class LogFile:
             self._turn_over()
             return self._splice(pipe)
         count = min(count, PIECE_BYTES)
+        moved = self._move(pipe, count, size)
+        if moved == self.max_bytes - size:
+            moved += self._finish_line(pipe, size + moved)
+        return moved
+
+    def _finish_line(self, pipe: int, size: int) -> int:
+        """At once: else the other generation, which logs into the same file, could write into the line."""
+        try:
+            ahead = _peek(pipe)
+        except BlockingIOError:
+            return 0
+        count = self._rest_of_line(size, ahead) if ahead else 0
+        return self._move(pipe, count, size) if count else 0
+
+    def _move(self, pipe: int, count: int, size: int) -> int:
         moved = os.splice(pipe, self._fd, count, offset_dst=size, flags=os.SPLICE_F_NONBLOCK)
         self.written += moved
         return moved
