@@ -181,8 +181,7 @@ class UniversalDaemon:
         for entry in tuple(os.scandir(os.path.join(self.config.runtime, "r"))):
             if entry.path not in in_use:
                 os.unlink(entry.path)
-        for module in self.supervisor.fleet.modules.values():
-            self._configs.tidy(module)
+        self._configs.tidy(self.supervisor.fleet.modules.values())
 
     def _build_server(self) -> "RpcServer":
         # In a thread and not before: importing it takes as long as starting a hundred modules.

@@ -143,7 +143,7 @@ class Operations:
             await self._wait(module_id, patience, self._outcomes.is_renewed(former))
         reloaded = self.module(module_id)
         is_done = reloaded.state is ModuleState.STARTED or not reloaded.wanted
-        self._configs.tidy(reloaded)
+        self._configs.tidy([reloaded])
         self._tell("module.reloaded", module_id, reason=chosen)
         return {
             "module_id": module_id,

@@ -88,8 +88,8 @@ class Configs(Protocol):
     def former_state(self, replica: Replica) -> str | None:
         """The file with what its predecessor exported for this replica."""
 
-    def tidy(self, module: Module) -> None:
-        """Remove what belongs to generations that are no more."""
+    def tidy(self, modules: Iterable[Module]) -> None:
+        """Remove what belongs to generations that these modules have no more."""
 
 
 class Daemon(Protocol):

@@ -3,7 +3,7 @@
 Nothing here decides anything: time stands still until it is advanced, a process does what a test says it does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from signal import Signals
 from typing import Any
 
@@ -248,5 +248,5 @@ class FakeConfigs:
     def former_state(self, replica: Replica) -> str | None:
         return None
 
-    def tidy(self, module: Module) -> None:
-        self.tidied.append(module.id)
+    def tidy(self, modules: Iterable[Module]) -> None:
+        self.tidied.extend(module.id for module in modules)

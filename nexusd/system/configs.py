@@ -6,8 +6,7 @@ Implements `ports.Configs`. The file is the module's user's alone: values may be
 import json
 import os
 import re
-from collections.abc import Mapping
-from glob import escape, glob
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nexusd.domain.errors import NotPossible
@@ -17,7 +16,8 @@ from nexusd.domain.manifest import Definition
 from nexusd.domain.settings import effective
 from nexusd.system.users import uid_of
 
-_OF_A_GENERATION = re.compile(r"(?P<generation>\d+)(?:\.json|(?P<state>\.\d+\.state))")
+# "a/one.2" has files of its own, which no pattern for those of "a/one" may match: hence the whole name.
+_OF_A_GENERATION = re.compile(r"(?P<stem>.+)\.(?P<generation>\d+)(?:\.json|(?P<state>\.\d+\.state))")
 
 
 class ConfigFiles:
@@ -25,10 +25,7 @@ class ConfigFiles:
         self._folder = os.path.join(runtime, "config")
 
     def path(self, module_id: str, generation: int) -> str:
-        return f"{self._stem(module_id)}.{generation}.json"
-
-    def _stem(self, module_id: str) -> str:
-        return os.path.join(self._folder, module_id.replace("/", "@"))
+        return os.path.join(self._folder, f"{_stem(module_id)}.{generation}.json")
 
     def write(self, module: Module, definition: Definition, generation: int) -> None:
         """Replaced as a whole: a module that starts meanwhile reads the old or the new. Raises NotPossible."""
@@ -37,7 +34,7 @@ class ConfigFiles:
 
     def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
         """Put what each replica exported where the next generation finds it. Raises NotPossible."""
-        self.tidy(module)  # of a reload that was refused the generation's number comes again
+        self.tidy([module])  # of a reload that was refused the generation's number comes again
         for index, state in states.items():
             if module.definition is not None:
                 path = self._state_path(module.id, next_generation(module), index)
@@ -49,7 +46,7 @@ class ConfigFiles:
         return path if replica.history.last_exit is None and os.path.exists(path) else None
 
     def _state_path(self, module_id: str, generation: int, index: int) -> str:
-        return f"{self._stem(module_id)}.{generation}.{index}.state"
+        return os.path.join(self._folder, f"{_stem(module_id)}.{generation}.{index}.state")
 
     def _write(self, path: str, value: Any, definition: Definition) -> None:
         try:
@@ -58,14 +55,22 @@ class ConfigFiles:
             reason = getattr(error, "strerror", None) or error
             raise NotPossible(f"cannot write {path}: {reason}", module_id=definition.id) from error
 
-    def tidy(self, module: Module) -> None:
-        """Remove the files of generations that are no more."""
-        kept = {module.generation, *(replica.generation for replica in module.replicas)}
-        stem = f"{self._stem(module.id)}."
-        for path in glob(escape(stem) + "*"):
-            match = _OF_A_GENERATION.fullmatch(path[len(stem) :])  # "a/one.2" has files of its own
-            if match and (match["state"] or int(match["generation"]) not in kept):
-                os.unlink(path)
+    def tidy(self, modules: Iterable[Module]) -> None:
+        """Remove the files of generations that these modules have no more, in one pass over the folder."""
+        kept = {_stem(module.id): _generations(module) for module in modules}
+        for entry in tuple(os.scandir(self._folder)):
+            match = _OF_A_GENERATION.fullmatch(entry.name)
+            generations = kept.get(match["stem"]) if match else None
+            if match and generations and (match["state"] or int(match["generation"]) not in generations):
+                os.unlink(entry.path)
+
+
+def _stem(module_id: str) -> str:
+    return module_id.replace("/", "@")
+
+
+def _generations(module: Module) -> set[int]:
+    return {module.generation, *(replica.generation for replica in module.replicas)}
 
 
 def _write_private(path: str, text: str, user: str | None) -> None:

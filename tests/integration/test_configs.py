@@ -40,7 +40,7 @@ def test_files_of_generations_that_are_no_more_are_removed(configs: ConfigFiles)
     neighbour = Path(configs.path("a/one.2", 1))
     neighbour.write_text("{}")
     found = definition("a/one")
-    configs.tidy(replace(Module("a/one", "/a/one", found, 0.0), generation=2))
+    configs.tidy([replace(Module("a/one", "/a/one", found, 0.0), generation=2)])
     assert (first.exists(), second.exists(), neighbour.exists()) == (False, True, True)
 
 
