@@ -82,6 +82,7 @@ class UniversalDaemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.shut_down)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # nothing is old yet; its default would end us
 
     def _build(self) -> None:
         config = self.config
