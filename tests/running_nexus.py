@@ -244,9 +244,13 @@ class Nexus:
     def log_lines(self, module_id: str, index: int = 0) -> list[str]:
         """All lines that the disk has of a replica, rotated files first."""
         newest = self.logs / module_id / f"{index}.log"
-        files = sorted(newest.parent.glob(f"{index}.log.*"), key=lambda one: -int(one.suffix[1:]))
-        files += [newest] if newest.exists() else []
-        return "".join(path.read_text(errors="replace") for path in files).splitlines()
+        while True:
+            files = sorted(newest.parent.glob(f"{index}.log.*"), key=lambda one: -int(one.suffix[1:]))
+            files += [newest] if newest.exists() else []
+            try:
+                return "".join(path.read_text(errors="replace") for path in files).splitlines()
+            except FileNotFoundError:
+                continue  # it was just being turned over
 
     def _forget_client(self) -> None:
         if self._client is not None:

@@ -34,8 +34,12 @@ def small_disk(kept: Kept) -> Iterator[Path]:
 def written(kept: Kept, key: str) -> str:
     """All files of a log, the oldest first."""
     path = kept.log_path(key)
-    older = sorted(path.parent.glob(f"{path.name}.*"), key=lambda one: -int(one.suffix[1:]))
-    return "".join(one.read_text() for one in (*older, path))
+    while True:
+        older = sorted(path.parent.glob(f"{path.name}.*"), key=lambda one: -int(one.suffix[1:]))
+        try:
+            return "".join(one.read_text() for one in (*older, *filter(Path.exists, [path])))
+        except FileNotFoundError:
+            continue  # it was just being turned over
 
 
 def log(kept: Kept, key: str, max_bytes: int, files: int = 1000) -> dict[str, object]:
