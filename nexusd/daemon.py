@@ -133,7 +133,7 @@ class UniversalDaemon:
             self.security_context,
             lambda: self._grants,
             lambda: {"pid": self._keeper.pid, "connected": self._keeper.connected},
-            lambda: self._warnings,
+            lambda: [*self._warnings, *self._keeper.troubles],
             lambda: self._catalogue.paths,
         )
 

@@ -80,8 +80,7 @@ class KeeperClient:
         self._welcomed = False
         self._leaving = False
         self.pid: int | None = None
-        self.latency_s: float | None = None
-        self.counters: Message = {}
+        self.troubles: list[str] = []  # logs that the disk does not take, as of the last pong
 
     @property
     def connected(self) -> bool:
@@ -424,9 +423,7 @@ class KeeperClient:
         self._loop.call_later(self._hung_s / 5, self._ping)
 
     def _pong(self, message: Message) -> None:
-        if message["id"] is not None:
-            self.latency_s = time.monotonic() - float(message["id"])
-        self.counters = message
+        self.troubles = list(message["troubles"])
         self._asked_at = None
 
     def _reap(self) -> None:

@@ -8,7 +8,6 @@ import argparse
 import errno
 import gc
 import os
-import resource
 import signal
 import socket
 import sys
@@ -487,26 +486,20 @@ def _complain(text: str) -> None:
     print(f"nexus-keeper: {text}", file=sys.stderr, flush=True)  # noqa: T201  (its stderr is its log)
 
 
-def _raise_file_limit() -> int:
-    """Room for all the descriptors that are held. Returns the limit that was, which the runs get."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft
-
-
 def main() -> None:
     """nexusd hands over the listening socket, so that it can connect before this program has begun."""
     parser = argparse.ArgumentParser(prog="nexus-keeper")
     parser.add_argument("--runtime", required=True)
     parser.add_argument("--listen-fd", type=int, required=True)
-    parser.add_argument("--files", type=int, help="open files of a run that has no limit of its own")
+    parser.add_argument(
+        "--files", type=int, required=True, help="open files of a run that has no limit of its own"
+    )
     arguments = parser.parse_args()
     server = socket.socket(fileno=arguments.listen_fd)
     os.closerange(arguments.listen_fd + 1, os.sysconf("SC_OPEN_MAX"))  # what nexusd was started with
-    soft_files = _raise_file_limit()
     title = proctable.Title()
     title.show("nexus-keeper", f"nexus-keeper {arguments.runtime}")
-    Keeper(arguments.runtime, server, title, arguments.files or soft_files).serve()
+    Keeper(arguments.runtime, server, title, arguments.files).serve()
 
 
 if __name__ == "__main__":

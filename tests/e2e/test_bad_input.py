@@ -18,7 +18,7 @@ import pytest
 
 from nexusctl.client import Client, RpcError
 from tests.e2e.programs import OBEDIENT, SLEEPER
-from tests.running_nexus import BOUND_S, Fifo, Nexus, is_alive, wait_gone
+from tests.running_nexus import BOUND_S, Fifo, Nexus, is_alive, ticking, wait_gone
 
 ONCE = 'autostart = false\n[restart]\npolicy = "never"\n[start]\ntimeout = "500ms"\n'
 
@@ -280,6 +280,17 @@ def test_a_full_disk_refuses_a_value_but_keeps_nobody_from_starting_and_stopping
     assert nexus.call("start_module", module_id="a/one")["started"]
     filler.unlink()
     assert nexus.call("configure", module_id="a/one", key="interval_ms", value=5000)["value"] == 5000
+
+
+def test_a_log_that_the_disk_does_not_take_is_told_in_the_status_and_blocks_nobody(nexus: Nexus) -> None:
+    nexus.add_program("a/one", "#!/bin/sh\nseq 1 1000\nexec sleep 1000\n")
+    nexus.logs.mkdir(exist_ok=True)
+    (nexus.logs / "a").write_text("a file where the module's folder of logs should be")
+    nexus.start().until_state("a/one", "started")
+    for _ in ticking(BOUND_S, "nobody told of it"):
+        if any("/a/one/0.log: " in warning for warning in nexus.status()["warnings"]):
+            break
+    assert "warning: " in nexus.ctl("status").stdout
 
 
 def test_a_read_only_state_folder_keeps_nexusd_from_starting_and_is_named(

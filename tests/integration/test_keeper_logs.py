@@ -186,10 +186,10 @@ def test_the_trouble_is_told_with_each_pong(small_disk: Path, kept: Kept) -> Non
 
     def troubles() -> object:
         client._say({"say": "ping", "id": 0})
-        return client.counters.get("troubles")
+        return client.troubles
 
     kept.wait(troubles)
-    assert client.counters["troubles"] == [f"{kept.log_path('one')}: No space left on device"]
+    assert client.troubles == [f"{kept.log_path('one')}: No space left on device"]
 
 
 def test_held_bytes_that_a_leaving_keeper_cannot_write_are_complained_of(kept: Kept) -> None:
