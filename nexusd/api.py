@@ -36,9 +36,12 @@ class Parts:
 
 
 def build_server(parts: Parts, bounds: Bounds) -> RpcServer:
-    api = Api(parts.supervisor, parts.operations, parts.daemon, parts.identity, parts.logs, parts.events)
-    observer = _ClosingTime(parts.is_leaving)
-    dispatcher = Dispatcher(api.methods, authorise=parts.authorise, observer=observer)
+    families: list[Method] = []
+    api = Api(
+        parts.supervisor, parts.operations, parts.daemon, parts.identity, parts.logs, parts.events, families
+    )
+    observers = (_ClosingTime(parts.is_leaving),)
+    dispatcher = Dispatcher(api.methods, authorise=parts.authorise, observers=observers)
     return RpcServer(dispatcher, _limits(bounds), group=bounds.group)
 
 

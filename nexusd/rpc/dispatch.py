@@ -1,6 +1,6 @@
 """From one line of input to one line of answer, through jsonrpcserver, row by row of the table.
 
-Around each row stand, once: authorising, parameters, the observer, and what an exception becomes. The library
+Around each row stand, once: authorising, parameters, the observers, and what an exception becomes. The library
 gets requests that are valid already, one at a time, and a methods dict of ours: no bytes, no batches.
 """
 
@@ -61,10 +61,10 @@ class Dispatcher:
         methods: Iterable[Method],
         *,
         authorise: Authorise,
-        observer: Observer | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self._authorise = authorise
-        self._observer = observer
+        self._observers = tuple(observers)
         self._plain: dict[str, Callable[..., Result]] = {}
         self._async: dict[str, Callable[..., Awaitable[Result]]] = {}
         for method in methods:
@@ -95,7 +95,7 @@ class Dispatcher:
 
     def _plain_row(self, method: Method) -> Callable[..., Result]:
         def run(call: Call, /, *positional: Any, **named: Any) -> Result:
-            with _Attempt(self._authorise, self._observer, method, call) as attempt:
+            with _Attempt(self._authorise, self._observers, method, call) as attempt:
                 attempt.succeed(method.handler(call, attempt.params(positional, named)))
             return attempt.result
 
@@ -103,7 +103,7 @@ class Dispatcher:
 
     def _async_row(self, method: Method) -> Callable[..., Awaitable[Result]]:
         async def run(call: Call, /, *positional: Any, **named: Any) -> Result:
-            with _Attempt(self._authorise, self._observer, method, call) as attempt:
+            with _Attempt(self._authorise, self._observers, method, call) as attempt:
                 attempt.succeed(await method.handler(call, attempt.params(positional, named)))
             return attempt.result
 
@@ -153,11 +153,13 @@ class Dispatcher:
 class _Attempt:
     """One call of one row. Whatever goes wrong inside the `with` becomes its result; nothing leaks out."""
 
-    __slots__ = ("_authorise", "_began", "_call", "_method", "_observer", "_sent", "result")
+    __slots__ = ("_authorise", "_began", "_call", "_method", "_observers", "_sent", "result")
 
-    def __init__(self, authorise: Authorise, observer: Observer | None, method: Method, call: Call) -> None:
+    def __init__(
+        self, authorise: Authorise, observers: tuple[Observer, ...], method: Method, call: Call
+    ) -> None:
         self._authorise = authorise
-        self._observer = observer
+        self._observers = observers
         self._method = method
         self._call = call
         self._sent: Mapping[str, Any] = {}
@@ -165,14 +167,14 @@ class _Attempt:
         self.result: Result
 
     def params(self, positional: tuple[Any, ...], named: dict[str, Any]) -> msgspec.Struct:
-        """The handler's parameters, once it is clear that the caller may and the observer agrees."""
+        """The handler's parameters, once it is clear that the caller may and the observers agree."""
         method = self._method
         self._sent = by_name(method, positional) if positional else named
         if method.permission is not None:
             self._authorise(self._call.caller, method.permission)
         params = convert(method, self._sent)
-        if self._observer is not None:
-            self._observer.admit(self._call, method, self._sent)
+        for observer in self._observers:
+            observer.admit(self._call, method, self._sent)
         return params
 
     def succeed(self, value: Any) -> None:
@@ -185,23 +187,22 @@ class _Attempt:
         self, kind: type[BaseException] | None, failure: BaseException | None, where: TracebackType | None
     ) -> bool:
         if failure is None:
-            self._tell_observer(None)
+            self._tell_observers(None)
             return True
         if not isinstance(failure, Exception) and not _cancelled_from_within(failure):
             return False
         error = failure if isinstance(failure, NexusError) else _internal(self._method, failure)
         self.result = Error(*codec.error_members(error))
-        self._tell_observer(error)
+        self._tell_observers(error)
         return True
 
-    def _tell_observer(self, error: NexusError | None) -> None:
-        if self._observer is None:
-            return
+    def _tell_observers(self, error: NexusError | None) -> None:
         elapsed_s = time.perf_counter() - self._began
-        try:
-            self._observer.done(self._call, self._method, self._sent, error, elapsed_s)
-        except Exception:
-            log.exception("the observer failed after %s", self._method.name)
+        for observer in self._observers:
+            try:
+                observer.done(self._call, self._method, self._sent, error, elapsed_s)
+            except Exception:
+                log.exception("an observer failed after %s", self._method.name)
 
 
 def by_name(method: Method, positional: tuple[Any, ...]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A handler only asks: what a command does stands in `nexusd.operations`, what is 
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -92,7 +93,9 @@ class Api:
         identity: Identity,
         logs: LogReader,
         events: EventSource,
+        families: Iterable[Method] = (),
     ) -> None:
+        """families: the rows that stand in files of their own."""
         self._supervisor = supervisor
         self._operations = operations
         self._daemon = daemon
@@ -102,7 +105,7 @@ class Api:
         self._page = views.StatusPage()
         self._subscriptions = 0
         self._followers: set[asyncio.Task[None]] = set()
-        self.methods = self._table()
+        self.methods = [*self._table(), *families]
 
     def _table(self) -> list[Method]:
         return [

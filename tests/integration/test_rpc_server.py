@@ -103,10 +103,10 @@ def request(method, params=(), request_id=1):
 
 
 @asynccontextmanager
-async def served(path, *, house=None, observer=None, grants=None, **options):
+async def served(path, *, house=None, observers=(), grants=None, **options):
     house = house or House()
     allow = authority(grants or Grants(daemon_uid=os.getuid()), SecurityContext())
-    server = RpcServer(Dispatcher(house.table(), authorise=allow, observer=observer), **options)
+    server = RpcServer(Dispatcher(house.table(), authorise=allow, observers=observers), **options)
     await server.serve(path)
     try:
         yield server, house
@@ -339,7 +339,7 @@ def test_the_observer_sees_every_call_by_the_names_of_its_parameters(told):
             (uid, "secret", {}, "internal", True),
         ]
 
-    told(story, observer=notes)
+    told(story, observers=[notes])
 
 
 class Strangers(Peers):
