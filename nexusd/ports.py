@@ -77,10 +77,11 @@ class EventSource(Protocol):
 
 
 class Configs(Protocol):
-    def write(self, module: Module, definition: Definition, generation: int) -> None:
-        """Put the effective configuration where that generation's processes read it. Raises NotPossible."""
+    def write(self, module: Module, definition: Definition, generation: int) -> str:
+        """Put the effective configuration into the file that that generation's processes read, and name it.
 
-    def path(self, module_id: str, generation: int) -> str: ...
+        Raises NotPossible.
+        """
 
     def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
         """Keep what each replica, by index, exported for the next generation. Raises NotPossible."""

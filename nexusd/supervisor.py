@@ -85,11 +85,16 @@ class Supervisor:
         moment = Moment(self._clock.now(), random.random())
         change = rules.apply(before, event, moment, _fresh_run)
         self.fleet = change.fleet
-        # Remembered first: a nexusd that is killed here leaves a wish behind, never a process without one.
-        for module_id in change.touched:
-            self._after(module_id, before)
+        left = set(change.touched)
         for action in change.actions:
+            # Remembered first: a nexusd that is killed here leaves a wish behind, never a process without one.
+            # Module by module: the keeper starts the first while the last is still being remembered.
+            if action.module_id in left:
+                left.remove(action.module_id)
+                self._after(action.module_id, before)
             self._carry_out(action)
+        for module_id in left:
+            self._after(module_id, before)
         for observer in self.observers:
             self._tell(observer, before, change.touched)
         self._answer_waiters(change.touched)

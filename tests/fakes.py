@@ -236,11 +236,10 @@ class FakeConfigs:
         self.tidied: list[str] = []
         self.handed_over: dict[str, dict[int, Any]] = {}
 
-    def write(self, module: Module, definition: Definition, generation: int) -> None:
-        self.files[self.path(module.id, generation)] = dict(module.configured)
-
-    def path(self, module_id: str, generation: int) -> str:
-        return f"{module_id}.{generation}"
+    def write(self, module: Module, definition: Definition, generation: int) -> str:
+        path = f"{module.id}.{generation}"
+        self.files[path] = dict(module.configured)
+        return path
 
     def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
         self.handed_over[module.id] = dict(states)

@@ -101,8 +101,11 @@ class Module(Struct, frozen=True):
         return self._state_when_wanted() if self.wanted else self._state_when_unwanted()
 
     def _state_when_wanted(self) -> ModuleState:
-        kinds = {_kind(replica) for replica in self.current}
-        if len(self.current) < self.count:
+        current = self.current
+        if len(current) == self.count == 1:
+            return _kind(current[0])
+        kinds = {_kind(replica) for replica in current}
+        if len(current) < self.count:
             kinds.add(ModuleState.STARTING)
         # Scaled to none, all that is wanted runs.
         return next((kind for kind in _WORST_FIRST if kind in kinds), ModuleState.STARTED)
@@ -136,14 +139,23 @@ _WORST_FIRST = (
 )
 
 
+# Of each replica, in every state of every module, several times an event: a table rather than a `match`.
+_KINDS = {
+    lifecycle.Stopped: ModuleState.STOPPED,
+    lifecycle.Starting: ModuleState.STARTING,
+    lifecycle.Started: ModuleState.STARTED,
+    lifecycle.Stopping: ModuleState.STOPPING,
+    lifecycle.Stuck: ModuleState.FAILED,
+    lifecycle.Backoff: ModuleState.BACKOFF,
+    lifecycle.Failed: ModuleState.FAILED,
+}
+
+
 def _kind(replica: Replica) -> ModuleState:
-    match replica.state:
-        case lifecycle.Waiting(lasting=True) | lifecycle.Stuck():
-            return ModuleState.FAILED
-        case lifecycle.Waiting():
-            return ModuleState.STARTING
-        case other:
-            return ModuleState(str(other.__struct_config__.tag))
+    state = replica.state
+    if isinstance(state, lifecycle.Waiting):
+        return ModuleState.FAILED if state.lasting else ModuleState.STARTING
+    return _KINDS[type(state)]
 
 
 def _reason(replica: Replica) -> str | None:
@@ -242,6 +254,10 @@ class Order(NamedTuple):
 
     replica: Replica
     action: lifecycle.Action
+
+    @property
+    def module_id(self) -> str:
+        return self.replica.module_id
 
 
 class GiveUp(NamedTuple):

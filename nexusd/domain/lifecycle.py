@@ -155,6 +155,7 @@ class Admit(Struct, frozen=True):
 class Spawned(Struct, frozen=True):
     run: str
     pid: int
+    running: bool = False  # whether the module's own code has been reached, too
 
 
 class Running(Struct, frozen=True):
@@ -363,6 +364,12 @@ def _spawned(replica: Replica, event: Event, _policy: Policy, _moment: Moment) -
     return replace(replica, state=replace(replica.state, pid=event.pid)), ()
 
 
+def _spawned_starting(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    assert isinstance(event, Spawned)
+    known, _ = _spawned(replica, event, policy, moment)
+    return _running(known, event, policy, moment) if event.running else (known, ())
+
+
 def _running(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
     return _ready(replica, event, policy, moment) if policy.ready_when_running else (replica, ())
 
@@ -495,7 +502,7 @@ TRANSITIONS: dict[tuple[type[State], type[Event]], Callable[[Replica, Event, Pol
     (Starting, Start): _want,
     (Starting, Stop): _stop,
     (Starting, Renew): _stop,
-    (Starting, Spawned): _spawned,
+    (Starting, Spawned): _spawned_starting,
     (Starting, Running): _running,
     (Starting, Ready): _ready,
     (Starting, Said): _said,

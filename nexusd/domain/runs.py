@@ -4,13 +4,13 @@
 """
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _KEY = re.compile(r"(?P<module>[^#@~]+)#(?P<index>\d+)@(?P<generation>\d+)~(?P<token>\w+)")
 
 
-@dataclass(frozen=True, slots=True)
-class RunKey:
+class RunKey(Struct, frozen=True):
     module_id: str
     index: int
     generation: int
@@ -18,6 +18,10 @@ class RunKey:
 
     def text(self) -> str:
         return f"{self.module_id}#{self.index}@{self.generation}~{self.token}"
+
+
+def token(key: str) -> str:
+    return key.rpartition("~")[2]
 
 
 def parse(key: str) -> RunKey:

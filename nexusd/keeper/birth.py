@@ -24,8 +24,31 @@ _UMASK = 0o022
 _LIMITS = {"files": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_DATA}
 
 
-def keep_signals_for_children() -> None:
-    """Once, in the keeper: what Python ignores is caught instead, and exec resets what is caught (execve(2))."""
+class Refused(Exception):
+    """The module's own code was not reached; `refusal` tells nexusd why."""
+
+    def __init__(self, refusal: dict[str, Any]) -> None:
+        super().__init__(refusal["reason"])
+        self.refusal = refusal
+
+
+def refusal(step: str, error: BaseException) -> dict[str, Any]:
+    """What went wrong, and at which step: prepare, limits, user, directory, fork or exec."""
+    told: dict[str, Any] = {
+        "step": step,
+        "errno": None,
+        "reason": f"{type(error).__name__}: {error}",
+        "about": None,
+    }
+    if isinstance(error, OSError):
+        about = str(error.filename) if error.filename else None
+        told |= {"errno": error.errno, "reason": error.strerror or str(error), "about": about}
+    return told
+
+
+def prepare_keeper() -> None:
+    """Once: what every process inherits. What Python ignores is caught instead: exec resets that (execve(2))."""
+    os.umask(_UMASK)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, _pass_over)
 
@@ -79,38 +102,28 @@ def _be_born(launch: Launch, fds: list[int], gate: int, title: Title | None) -> 
     try:
         os.setsid()
         gate = _lay_out(fds, gate)
-        os.umask(_UMASK)
         step = "limits"
         _limit(launch.get("limits", {}))
         step = "user"
         _change_user(launch.get("user"))
         step = "directory"
         os.chdir(launch["directory"])
-        environment = _environment(launch, len(fds) - 2)
+        surroundings = environment(launch, len(fds) - 2)
         if not os.read(gate, 1):
             os._exit(0)  # the keeper died before it could write us down: then we never were
         step = "exec"
         if "python" in launch:
-            _become_host(launch, environment, title, gate)
+            _become_host(launch, surroundings, title, gate)
         argv = launch["argv"]
-        os.execve(_program(argv[0], environment), argv, environment)
+        os.execve(executable(argv[0], surroundings), argv, surroundings)
     except BaseException as error:  # nothing may unwind into the keeper's own loop
         _tell(gate, step, error)
     os._exit(127)
 
 
 def _tell(gate: int, step: str, error: BaseException) -> None:
-    refusal: dict[str, Any] = {
-        "step": step,
-        "errno": None,
-        "reason": f"{type(error).__name__}: {error}",
-        "about": None,
-    }
-    if isinstance(error, OSError):
-        about = str(error.filename) if error.filename else None
-        refusal |= {"errno": error.errno, "reason": error.strerror or str(error), "about": about}
     try:
-        os.write(gate, json.dumps(refusal).encode())
+        os.write(gate, json.dumps(refusal(step, error)).encode())
     except OSError:
         pass  # the keeper is gone, nobody is left to be told
 
@@ -145,15 +158,16 @@ def _change_user(user: dict[str, Any] | None) -> None:
     os.setresuid(user["uid"], user["uid"], user["uid"])
 
 
-def _environment(launch: Launch, listening: int) -> dict[str, str]:
-    environment: dict[str, str] = launch["environment"]
-    environment["NEXUS_CONTROL_FD"] = str(FIRST_FD + listening)
+def environment(launch: Launch, listening: int) -> dict[str, str]:
+    """For the process that calls, or, without listening sockets, for any."""
+    variables: dict[str, str] = launch["environment"]
+    variables["NEXUS_CONTROL_FD"] = str(FIRST_FD + listening)
     if listening:
-        environment |= {"LISTEN_FDS": str(listening), "LISTEN_PID": str(os.getpid())}
-    return environment
+        variables |= {"LISTEN_FDS": str(listening), "LISTEN_PID": str(os.getpid())}
+    return variables
 
 
-def _program(name: str, environment: dict[str, str]) -> str:
+def executable(name: str, environment: dict[str, str]) -> str:
     """The file to execute: a name without a slash is looked up in the module's PATH, as a shell would."""
     if "/" in name:
         return name

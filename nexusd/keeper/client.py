@@ -311,11 +311,12 @@ class KeeperClient:
         packet = protocol.encode(message)
         if self._sock is None or self._loop is None:
             return  # the next keeper is told the whole state anyway
+        waited = bool(self._outbox)
         try:
             self._outbox.send(self._sock, packet, fds)
         except (BrokenPipeError, ConnectionResetError):
             return  # the reader sees the end, and what it was told before
-        if self._outbox:
+        if self._outbox and not waited:
             self._loop.add_writer(self._sock, self._flush)
 
     def _flush(self) -> None:
@@ -357,7 +358,7 @@ class KeeperClient:
                 self._take_held(message["name"], fds[0])
             case "spawned":
                 if (run := self._runs.get(message["run"])) is not None:
-                    run.entry = message["entry"]
+                    run.entry, run.running = message["entry"], message["running"]
             case "running":
                 if (run := self._runs.get(message["run"])) is not None:
                     run.running = True

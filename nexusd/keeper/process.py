@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nexusd.keeper import birth, proctable, protocol
+from nexusd.keeper import birth, proctable, protocol, spawning
 from nexusd.keeper.connection import Connection
 from nexusd.keeper.journal import Journal
 from nexusd.keeper.logfile import RETRY_S, LogFile
@@ -54,6 +54,7 @@ class Keeper:
         self._warm = False
         self._leaving = False
         self._dismissed = False
+        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._words: dict[str, Callable[[Message, list[int]], None]] = {
             "adopt": self._adopt,
             "hello": self._hello,
@@ -74,7 +75,7 @@ class Keeper:
     def serve(self) -> None:
         """Until nexusd says leave, or until nobody is served and nothing is kept."""
         proctable.become_subreaper()
-        birth.keep_signals_for_children()
+        birth.prepare_keeper()
         self._watch_children()
         gc.freeze()  # what is there now stays: no collection need touch it, and no fork need copy it for that
         while not self._leaving:
@@ -105,7 +106,9 @@ class Keeper:
             protocol.close_all(fds)
             _complain(f"nexusd said what is no word: {error}")
             if message.get("say") == "spawn":
-                self._refuse(message.get("run"), f"the keeper can't do that: {error}")
+                self._refuse(
+                    message.get("run"), birth.refusal("fork", ValueError(f"the keeper can't: {error}"))
+                )
             return
         try:
             self._words[message["say"]](message, fds)
@@ -168,40 +171,59 @@ class Keeper:
 
     def _spawn(self, message: Message, fds: list[int]) -> None:
         key, launch = message["run"], message["launch"]
-        log_read, log_write, notify, control, *listening = fds
+        log_read, log_write, notify, *given = fds
         try:
-            run = self._fork(key, launch, [log_write, control, *listening])
-        except (OSError, ImportError) as error:
+            run = self._start(key, launch, os.fstat(log_read).st_ino, [log_write, *given])
+        except birth.Refused as refused:
             protocol.close_all([log_read, notify])
-            self._refuse(key, getattr(error, "strerror", None) or str(error), getattr(error, "errno", None))
+            self._refuse(key, refused.refusal)
             return
         finally:
-            protocol.close_all([log_write, control, *listening])
-        run.pipe = os.fstat(log_read).st_ino
+            protocol.close_all([log_write, *given])
         self._take_in(run, log_read, notify)
         self._write_down(lambda: self._journal.run(run.entry()))
-        self._nexusd.tell({"say": "spawned", "run": key, "entry": run.entry()})
-        assert run.gate is not None
-        self._loop.watch(run.gate.fileno(), lambda: self._gate_said(run))
-        birth.open_gate(run.gate)
+        self._nexusd.tell({"say": "spawned", "run": key, "entry": run.entry(), "running": run.running})
+        if run.gate is not None:
+            self._loop.watch(run.gate.fileno(), lambda: self._gate_said(run))
+            birth.open_gate(run.gate)
 
-    def _refuse(self, key: object, reason: str, number: int | None = None) -> None:
+    def _refuse(self, key: object, refusal: Message) -> None:
         """There is no process, and nothing of the run is kept."""
-        refusal = {"step": "fork", "errno": number, "reason": reason, "about": None}
         self._nexusd.tell({"say": "refused", "run": key, "refusal": refusal})
 
-    def _fork(self, key: str, launch: dict[str, Any], fds: list[int]) -> Run:
-        if key in self._runs:
-            raise FileExistsError(errno.EEXIST, "there is such a run", key)
+    def _start(self, key: str, launch: dict[str, Any], pipe: int, fds: list[int]) -> Run:
+        """A run with its process, which waits at its gate or, a plain program, runs already. Raises Refused."""
         launch.setdefault("limits", {}).setdefault("files", self._soft_files)
+        paths = (launch["notify_path"], launch["control_path"])
+        run = Run(key, 0, 0, launch["log"], *paths, pipe=pipe, listening=launch.get("listening", []))
+        try:
+            if key in self._runs:
+                raise FileExistsError(errno.EEXIST, "there is such a run", key)
+            if spawning.is_plain(launch, fds[2:]):
+                self._spawn_plain(run, launch, *fds)
+            else:
+                self._fork(run, launch, fds)
+        except (OSError, ImportError) as error:
+            raise birth.Refused(birth.refusal("fork", error)) from error
+        process = proctable.stat(run.pid)
+        assert process is not None  # our own child, not yet waited for
+        run.start_ticks = process.start_ticks
+        return run
+
+    def _spawn_plain(self, run: Run, launch: dict[str, Any], log: int, control: int) -> None:
+        """It runs before its pid can be written down, so first its key is, which its environment bears, too."""
+        self._write_down(lambda: self._journal.run(run.entry()))
+        try:
+            run.pid = spawning.spawn(launch, log, control, self._null)
+        except birth.Refused:
+            self._write_down(lambda: self._journal.gone(run.key))
+            raise
+        run.running = True
+
+    def _fork(self, run: Run, launch: dict[str, Any], fds: list[int]) -> None:
         if "python" in launch:
             self._warm_up({}, [])
-        pid, gate = birth.fork(launch, fds, self._title)
-        process = proctable.stat(pid)
-        assert process is not None  # our own child, not yet waited for
-        paths = (launch["notify_path"], launch["control_path"])
-        listening = launch.get("listening", [])
-        return Run(key, pid, process.start_ticks, launch["log"], *paths, gate=gate, listening=listening)
+        run.pid, run.gate = birth.fork(launch, fds, self._title)
 
     def _warm_up(self, _message: Message, _fds: list[int]) -> None:
         if self._warm:
@@ -343,12 +365,22 @@ class Keeper:
         except ValueError as error:
             _complain(f"{self._journal.path}: a run that can't be read: {error}")
             return
+        if not run.pid and not self._find_process(run):
+            return  # its keeper died before it had begun
         pipe = find_log_pipe(run) if run.is_alive() else None
         if pipe is None and run.is_alive():
             _complain(f"{run.key}: its log pipe is out of reach")
         if run.is_alive():
             self._recover_listening(run)
         self._take_over(run, pipe, bind_again(run.notify_path))
+
+    def _find_process(self, run: Run) -> bool:
+        """A plain program whose keeper died before it knew its pid: it leads the session that it was born into."""
+        for process, named in proctable.parentless():
+            if named == run.key and process.session == process.pid:
+                run.pid, run.start_ticks = process.pid, process.start_ticks
+                return True
+        return False
 
     def _recover_listening(self, run: Run) -> None:
         """The replica has the sockets that died with their holders; one of them is as good as another."""

@@ -7,7 +7,7 @@ nexusd says            | and the keeper
 -----------------------|---------------------------------------------------------------------------
 adopt   run, fds       | takes over a run whose former keeper died (fds: log, notify)
 hello                  | recovers what the journal knows and nobody handed over, tells its table, then `welcome`
-spawn   run, launch    | forks it (fds: log to read, log to write, notify, control, listening sockets)
+spawn   run, launch    | starts it (fds: log to read, log to write, notify, control, listening sockets)
 signal  run, signal    | signals every process of the run
 kill    run            | SIGKILLs every process of the run, again until none is left
 forget  run            | drops what it remembers of a run that ended
@@ -31,9 +31,11 @@ from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 
-VERSION = 1  # counts up when a word changes: a keeper of another version is replaced, its runs go on
+VERSION = 2  # counts up when a word changes: a keeper of another version is replaced, its runs go on
 PACKET_BYTES = 200_000  # below the default net.core.wmem_max (212,992) less the kernel's own overhead
 MOST_FDS = 64
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 
 
@@ -91,7 +93,7 @@ def check_fields(where: str, found: Message, fields: dict[str, Any]) -> None:
 
 def encode(message: Message) -> bytes:
     """One packet. Raises TooLong past PACKET_BYTES."""
-    packet = json.dumps(message, separators=(",", ":")).encode()
+    packet = _ENCODER.encode(message).encode()
     if len(packet) > PACKET_BYTES:
         raise TooLong(f"{message.get('say')}: {len(packet)} bytes, a packet takes {PACKET_BYTES}")
     return packet
@@ -152,7 +154,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     if not packet and not fds:
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):  # too long, or no descriptors are free
+        if flags & _CUT:  # too long, or no descriptors are free
             raise ValueError("it was cut short")
         message = json.loads(packet)
         if not isinstance(message, dict):

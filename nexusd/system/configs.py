@@ -23,14 +23,23 @@ _OF_A_GENERATION = re.compile(r"(?P<stem>.+)\.(?P<generation>\d+)(?:\.json|(?P<s
 class ConfigFiles:
     def __init__(self, runtime: str) -> None:
         self._folder = os.path.join(runtime, "config")
+        self._nothing: str | None = None  # the file of modules without keys, once there is one
 
-    def path(self, module_id: str, generation: int) -> str:
-        return os.path.join(self._folder, f"{_stem(module_id)}.{generation}.json")
+    def write(self, module: Module, definition: Definition, generation: int) -> str:
+        """Replaced as a whole: a module that starts meanwhile reads the old or the new. Returns its path.
 
-    def write(self, module: Module, definition: Definition, generation: int) -> None:
-        """Replaced as a whole: a module that starts meanwhile reads the old or the new. Raises NotPossible."""
+        Modules without keys share one. Raises NotPossible.
+        """
+        if not definition.manifest.config:
+            if self._nothing is None:
+                path = os.path.join(self._folder, "none.json")
+                self._write(path, {}, definition.id, None, 0o444)
+                self._nothing = path
+            return self._nothing
+        path = os.path.join(self._folder, f"{_stem(module.id)}.{generation}.json")
         values = effective(definition.manifest, module.configured)
-        self._write(self.path(module.id, generation), values, definition)
+        self._write(path, values, definition.id, definition.manifest.run.user)
+        return path
 
     def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
         """Put what each replica exported where the next generation finds it. Raises NotPossible."""
@@ -38,22 +47,24 @@ class ConfigFiles:
         for index, state in states.items():
             if module.definition is not None:
                 path = self._state_path(module.id, next_generation(module), index)
-                self._write(path, state, module.definition)
+                self._write(path, state, module.id, module.definition.manifest.run.user)
 
     def former_state(self, replica: Replica) -> str | None:
         """The file for the first start of a replica; one that crashed later begins without."""
+        if replica.generation == 1:
+            return None
         path = self._state_path(replica.module_id, replica.generation, replica.index)
         return path if replica.history.last_exit is None and os.path.exists(path) else None
 
     def _state_path(self, module_id: str, generation: int, index: int) -> str:
         return os.path.join(self._folder, f"{_stem(module_id)}.{generation}.{index}.state")
 
-    def _write(self, path: str, value: Any, definition: Definition) -> None:
+    def _write(self, path: str, value: Any, module_id: str, user: str | None, mode: int = 0o600) -> None:
         try:
-            _write_private(path, json.dumps(value), definition.manifest.run.user)
+            _write_whole(path, json.dumps(value), user, mode)
         except (OSError, ValueError) as error:  # ValueError: its user is not known on this host
             reason = getattr(error, "strerror", None) or error
-            raise NotPossible(f"cannot write {path}: {reason}", module_id=definition.id) from error
+            raise NotPossible(f"cannot write {path}: {reason}", module_id=module_id) from error
 
     def tidy(self, modules: Iterable[Module]) -> None:
         """Remove the files of generations that these modules have no more, in one pass over the folder."""
@@ -73,10 +84,10 @@ def _generations(module: Module) -> set[int]:
     return {module.generation, *(replica.generation for replica in module.replicas)}
 
 
-def _write_private(path: str, text: str, user: str | None) -> None:
-    """For the module's user alone, and whole: who opens it meanwhile reads the old or the new."""
+def _write_whole(path: str, text: str, user: str | None, mode: int) -> None:
+    """For its owner, and whole: who opens it meanwhile reads the old or the new."""
     fresh = f"{path}.new"
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         if user is not None:

@@ -4,12 +4,13 @@ An observer of the supervisor: it decides nothing about modules.
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
+
+import msgspec
 
 from nexusd.domain.errors import NexusError
 from nexusd.domain.fleet import Fleet, Module
@@ -96,7 +97,7 @@ class EventLog:
             while self._unsaved:
                 await self._pause()
                 batch, self._unsaved = self._unsaved, []
-                await self._save((event["seq"], json.dumps(event)) for event in batch)
+                await self._save((event["seq"], msgspec.json.encode(event).decode()) for event in batch)
         except NexusError as error:
             log.error("events are kept in memory only: %s", error)
         finally:

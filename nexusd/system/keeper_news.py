@@ -172,7 +172,7 @@ def _events(message: Message) -> Iterator[lifecycle.Event]:
     run = message["run"]
     match message["say"]:
         case "spawned":
-            yield lifecycle.Spawned(run, message["entry"]["pid"])
+            yield lifecycle.Spawned(run, message["entry"]["pid"], message["running"])
         case "running":
             yield lifecycle.Running(run)
         case "notify":
@@ -205,9 +205,7 @@ def _facts(replica: Replica, row: Message | None) -> Iterator[lifecycle.Event]:
     if row is None:
         yield lifecycle.NeverSpawned(run) if replica.pid is None else lifecycle.Exited(run, Exit())
         return
-    yield lifecycle.Spawned(run, row["entry"]["pid"])
-    if row["running"]:
-        yield lifecycle.Running(run)
+    yield lifecycle.Spawned(run, row["entry"]["pid"], row["running"])
     yield from _notified(run, row["notices"])
     if row["ended"] is not None:
         yield lifecycle.Exited(run, exit_of(row["ended"]["status"], row["refusal"]))

@@ -76,11 +76,11 @@ class ReplicaProcesses:
         definition = module.definition_of(replica)
         manifest = definition.manifest
         user = look_up(manifest.run.user, manifest.run.group)
-        self._configs.write(module, definition, replica.generation)
+        config = self._configs.write(module, definition, replica.generation)
         names = self._listening(module.id, manifest)
         launch = {
             **self._program(module.folder, manifest),
-            "environment": self._environment(run, replica, module.folder, manifest, user),
+            "environment": self._environment(run, replica, module.folder, manifest, user, config),
             "directory": os.path.join(module.folder, manifest.run.directory or ""),
             "limits": _limits(manifest),
             "user": _change_of_user(user),
@@ -133,7 +133,7 @@ class ReplicaProcesses:
 
     def socket_path(self, run: str, kind: str) -> str:
         """sun_path holds 107 bytes: the token alone names the run."""
-        return os.path.join(self._runtime, "r", f"{runs.parse(run).token}.{kind}")
+        return os.path.join(self._runtime, "r", f"{runs.token(run)}.{kind}")
 
     def _program(self, folder: str, manifest: Manifest) -> dict[str, Any]:
         run = manifest.run
@@ -146,7 +146,13 @@ class ReplicaProcesses:
         return {"python": run.python, "folder": folder}
 
     def _environment(
-        self, run: str, replica: Replica, folder: str, manifest: Manifest, user: User | None
+        self,
+        run: str,
+        replica: Replica,
+        folder: str,
+        manifest: Manifest,
+        user: User | None,
+        config: str,
     ) -> dict[str, str]:
         environment = dict(self._inherited)
         if user is not None and user.name is not None and user.home is not None:
@@ -159,7 +165,7 @@ class ReplicaProcesses:
             "NEXUS_REPLICA": str(replica.index),
             "NEXUS_GENERATION": str(replica.generation),
             "NEXUS_RUN": run,
-            "NEXUS_CONFIG": self._configs.path(replica.module_id, replica.generation),
+            "NEXUS_CONFIG": config,
             "NOTIFY_SOCKET": self.socket_path(run, "notify"),
         }
         if (state := self._configs.former_state(replica)) is not None:

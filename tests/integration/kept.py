@@ -186,9 +186,10 @@ class Kept:
     def start(self, key: str, *argv: str, **more: Any) -> int:
         """Spawn it, await its first instruction, return its pid."""
         self.spawn(key, *argv, **more)
-        pid = self.until("spawned", key)["entry"]["pid"]
-        self.until("running", key)
-        return int(pid)
+        spawned = self.until("spawned", key)
+        if not spawned["running"]:
+            self.until("running", key)
+        return int(spawned["entry"]["pid"])
 
     def run(self, key: str, *argv: str, **more: Any) -> Message:
         """Spawn it, await its end, forget it. Returns how it ended; its log is there."""

@@ -24,8 +24,7 @@ def configs(tmp_path: Path) -> ConfigFiles:
 def write(configs: ConfigFiles, generation: int = 1, configured: int | None = None, **run: str) -> Path:
     found = definition("a/one", config=KEY, run={"exec": ["./run"], **run})
     values = {} if configured is None else {"rate": configured}
-    configs.write(Module("a/one", "/a/one", found, 0.0, configured=values), found, generation)
-    return Path(configs.path("a/one", generation))
+    return Path(configs.write(Module("a/one", "/a/one", found, 0.0, configured=values), found, generation))
 
 
 def test_what_was_configured_lies_over_the_defaults_for_its_owner_alone(configs: ConfigFiles) -> None:
@@ -37,11 +36,19 @@ def test_what_was_configured_lies_over_the_defaults_for_its_owner_alone(configs:
 
 def test_files_of_generations_that_are_no_more_are_removed(configs: ConfigFiles) -> None:
     first, second = write(configs, 1), write(configs, 2)
-    neighbour = Path(configs.path("a/one.2", 1))
+    neighbour = first.with_name("a@one.2.1.json")
     neighbour.write_text("{}")
     found = definition("a/one")
     configs.tidy([replace(Module("a/one", "/a/one", found, 0.0), generation=2)])
     assert (first.exists(), second.exists(), neighbour.exists()) == (False, True, True)
+
+
+def test_modules_without_keys_share_a_file_that_says_so(configs: ConfigFiles) -> None:
+    found = definition("a/one", run={"exec": ["./run"], "user": "nobody"})
+    path = Path(configs.write(Module("a/one", "/a/one", found, 0.0), found, 1))
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("{}", 0o444)
+    other = definition("a/two", run={"exec": ["./run"]})
+    assert configs.write(Module("a/two", "/a/two", other, 0.0), other, 3) == str(path)
 
 
 def test_a_user_that_the_host_does_not_know_is_told_in_words(configs: ConfigFiles) -> None:

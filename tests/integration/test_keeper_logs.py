@@ -161,7 +161,7 @@ def test_a_full_disk_stops_no_run_and_all_is_written_when_there_is_room(kept: Ke
         ballast.write_bytes(b"x" * (4 << 20))
     kept.run("one", "/bin/sh", "-c", "seq 1 100000", log=log(kept, "one", 10 << 20))
     kept.spawn("one", "/bin/sh", "-c", "seq 100001 200000; sleep 1000", log=log(kept, "one", 10 << 20))
-    kept.until("running", "one")
+    kept.until("spawned", "one")
     ballast.unlink()
     kept.wait(lambda: written(kept, "one").endswith("\n200000\n"))
     assert written(kept, "one") == numbers(1, 200_000)

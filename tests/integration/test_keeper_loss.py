@@ -252,6 +252,22 @@ def test_when_both_were_killed_the_journal_and_proc_bring_everything_back(kept: 
     assert kept.log("one") == "before\nbetween\nafter\n"
 
 
+def test_a_program_whose_pid_was_never_written_down_is_found_by_the_key_in_its_environment(
+    kept: Kept,
+) -> None:
+    pid = kept.start("one", "/bin/sleep", "1000")
+    kept.settle()
+    kill_both(kept)
+    journal = kept.home / "keeper.journal"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    before = next(line for line in lines if "run" in line)
+    assert before["run"]["pid"] == 0
+    never = {**before, "run": {**before["run"], "key": "never"}}
+    journal.write_text(f"{json.dumps(before)}\n{json.dumps(never)}\n")
+    rows = rows_of(kept.connect())
+    assert {key: row["entry"]["pid"] for key, row in rows.items()} == {"one": pid}
+
+
 def test_a_run_that_ended_while_both_were_dead_is_told_as_ended(kept: Kept, go: Path) -> None:
     pid = kept.start("one", "/bin/sh", "-c", "read line < go")
     kept.settle()
@@ -278,7 +294,7 @@ def test_a_stranger_that_has_the_pid_now_is_neither_taken_over_nor_read_nor_kill
     kill_both(kept)
     journal = kept.home / "keeper.journal"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    entry = next(line["run"] for line in lines if "run" in line)
+    entry = next(line["run"] for line in reversed(lines) if "run" in line)
     older = entry | {
         "key": "older",
         "start_ticks": entry["start_ticks"] - 1,

@@ -115,7 +115,9 @@ def stage() -> Stage:
 
 def test_news_become_events_of_the_replica(stage: Stage) -> None:
     run = stage.run
-    assert stage.hear({"say": "spawned", "run": run, "entry": {"pid": 5}}) == [Spawned(run, 5)]
+    assert stage.hear({"say": "spawned", "run": run, "entry": {"pid": 5}, "running": False}) == [
+        Spawned(run, 5)
+    ]
     assert stage.hear({"say": "running", "run": run}) == [Running(run)]
     notices = {"STATUS": "well", "READY": "1", "WATCHDOG": "1", "MAINPID": "1"}
     assert stage.hear({"say": "notify", "run": run, "notices": notices}) == [
@@ -154,7 +156,7 @@ def test_the_welcome_is_awaited_and_news_before_the_beginning_come_after_the_tab
     stage.begin()
     assert stage.news.welcomed.is_set()
     kinds = [type(event.event) for event in stage.heard if isinstance(event, News)]
-    assert kinds == [Spawned, Running, Ready]
+    assert kinds == [Spawned, Ready]
     assert isinstance(stage.rehearsal.replica("test/one").state, Started)
 
 
@@ -202,7 +204,7 @@ def test_what_was_remembered_is_restored_and_what_is_damaged_is_not() -> None:
 
 def test_after_a_loss_what_runs_goes_on(stage: Stage) -> None:
     events = stage.hear(LOST, row(stage.run, READY="1"), WELCOME)
-    assert [type(event) for event in events] == [Spawned, Running, Ready]
+    assert [type(event) for event in events] == [Spawned, Ready]
     assert stage.told == [("keeper.lost", "its connection ended"), ("keeper.connected", "pid 8")]
 
 
@@ -216,13 +218,13 @@ def test_a_run_that_was_asked_for_and_never_heard_of_was_never_spawned() -> None
 
 def test_a_run_that_is_in_no_table_any_more_has_ended_nobody_knows_how(stage: Stage) -> None:
     run = stage.run
-    stage.hear({"say": "spawned", "run": run, "entry": {"pid": 5}})
+    stage.hear({"say": "spawned", "run": run, "entry": {"pid": 5}, "running": False})
     assert stage.hear(LOST, WELCOME) == [Exited(run, Exit())]
 
 
 def test_half_a_table_of_a_keeper_that_was_lost_again_is_dropped(stage: Stage) -> None:
     run = stage.run
-    stage.hear({"say": "spawned", "run": run, "entry": {"pid": 5}})
+    stage.hear({"say": "spawned", "run": run, "entry": {"pid": 5}, "running": False})
     assert stage.hear(LOST, row(run), LOST, WELCOME) == [Exited(run, Exit())]
 
 

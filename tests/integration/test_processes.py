@@ -168,7 +168,7 @@ def test_the_environment_tells_who_it_is_and_nothing_of_nexusds(
         "NEXUS_REPLICA": "2",
         "NEXUS_GENERATION": "3",
         "NEXUS_RUN": RUN,
-        "NEXUS_CONFIG": str(tmp_path / "run/config/test@one.3.json"),
+        "NEXUS_CONFIG": str(tmp_path / "run/config/none.json"),
         "NOTIFY_SOCKET": str(tmp_path / "run/r/aabb.notify"),
     }
     assert environment["INHERITED"] == "yes"
@@ -254,7 +254,8 @@ def test_without_user_and_group_nothing_is_changed(
 def test_a_user_is_looked_up_with_its_groups_and_home(
     processes: ReplicaProcesses, keeper: FakeKeeper, folder: Path, name: str
 ) -> None:
-    got = launch(processes, keeper, folder, run={"exec": ["./x"], "user": name})
+    keys = {"rate": {"type": "int", "default": 10}}
+    got = launch(processes, keeper, folder, run={"exec": ["./x"], "user": name}, config=keys)
     assert got["user"]["uid"] == 65534 and got["user"]["gid"] == NOBODY.pw_gid
     assert NOBODY.pw_gid in got["user"]["groups"]
     assert (got["environment"]["USER"], got["environment"]["HOME"]) == (NOBODY.pw_name, NOBODY.pw_dir)
