@@ -21,6 +21,7 @@ Launch = dict[str, Any]
 FIRST_FD = 3  # LISTEN_FDS begin here (sd_listen_fds(3)); the control socket follows them
 _ASIDE = 200  # descriptors wait up here while the low numbers are given out
 _UMASK = 0o022
+_INHERITED = dict(os.environ)  # the keeper's own, which it never changes
 _LIMITS = {"files": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_DATA}
 
 
@@ -178,11 +179,20 @@ def executable(name: str, environment: dict[str, str]) -> str:
     raise FileNotFoundError(2, "not found in PATH", name)
 
 
+def _surround(environment: dict[str, str]) -> None:
+    """Make this process's environment the given one. Most of it is there: what need not be touched is not copied."""
+    for variable in _INHERITED:
+        if variable not in environment:
+            del os.environ[variable]
+    for variable, value in environment.items():
+        if _INHERITED.get(variable) != value:
+            os.environ[variable] = value
+
+
 def _become_host(launch: Launch, environment: dict[str, str], title: Title | None, gate: int) -> NoReturn:
     from nexusd.keeper import host  # noqa: PLC0415  (warm already; cold keepers never pay for it)
 
-    os.environ.clear()
-    os.environ.update(environment)
+    _surround(environment)
     name = f"{environment['NEXUS_MODULE_ID']}#{environment['NEXUS_REPLICA']}"
     if title is not None:
         title.show(name.rpartition("/")[2], f"nexus: {name}")

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 if __name__ == "__main__":
     # Python has put this file's folder first, where its neighbours could hide a module's own imports.
@@ -33,17 +33,43 @@ from nexusd.sdk import HOOKS, Module, Surroundings
 _FIRST_LISTENING_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _UNNAMED = "unknown"
 _READY_RETRY_S = 0.05
+_REHEARSALS = 10  # Python 3.11 specialises a function from its eighth call on
+
+
+_streams: tuple[TextIO, TextIO] | None = None  # of the children of a warm keeper
 
 
 def warm() -> None:
-    """Pay once, in the keeper, for what each module would pay: imports, a first loop, a first collection."""
+    """Pay once, in the keeper, for what each module would pay: imports, a first life, a first collection."""
     with contextlib.suppress(ImportError):
         importlib.import_module("prometheus_client")
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(asyncio.sleep(0))
-    loop.close()
+    global _streams
+    _streams = _stream(1), _stream(2)
+    wakeup = signal.set_wakeup_fd(-1)
+    for _ in range(_REHEARSALS):
+        _rehearse(os.path.dirname(os.path.abspath(__file__)))
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    signal.raise_signal(signal.SIGCHLD)  # whose child ended meanwhile was not told
     gc.collect()
     gc.freeze()
+
+
+def _rehearse(folder: str) -> None:
+    """The life of a module that does nothing. Python specialises what has run a few times, in place (PEP 659):
+    once here, or in every child, which copies each page that it writes to.
+    """
+    path, hooks = sys.path[:], sys.path_hooks[:]
+
+    def notify(message: str) -> bool:
+        if message == "READY=1":
+            host.finish(0)
+        return True
+
+    host = Host(folder, notify)
+    host.create("rehearsal:Rehearsal")
+    host.run()
+    sys.path[:], sys.path_hooks[:] = path, hooks
+    del sys.modules["rehearsal"]
 
 
 def run(target: str, folder: str) -> NoReturn:
@@ -69,24 +95,35 @@ def _run_module(target: str, folder: str) -> int:
     notify = Notifier(os.environ.pop("NOTIFY_SOCKET", ""))
     try:
         host = Host(folder, notify)
-        host.module = create_module(load_class(target, folder, Module, HOOKS), host.surroundings(target))
+        host.create(target)
     except Exception as error:  # a module's own code may raise anything
         report(error, folder, notify)
         return 1
-    return asyncio.new_event_loop().run_until_complete(host.live())
+    return host.run()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    def _check_signal(self, sig: int) -> None:
+        """asyncio asks for the set of all signals, for each handler: a fifth of a module's start.
+
+        Ours are known to be signals. Where asyncio asks otherwise, this is merely not called.
+        """
 
 
 def _behave_like_a_fresh_python() -> None:
     # Python ignores these two at its start and turns them into exceptions; the keeper has reset them.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    # The keeper's streams believe in files that lay beneath them once.
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = _streams or (_stream(1), _stream(2))
     _LOG.setStream(sys.stderr)
     faulthandler.enable()  # SIGABRT, the watchdog's, shows in the log where the module hung
     logging.root.addHandler(_LOG)
     logging.root.setLevel(logging.INFO)
+
+
+def _stream(descriptor: int) -> TextIO:
+    """Line by line. It writes, and never asks, so it may be made before the module's pipe lies beneath it."""
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _exit_status(code: object) -> int:
@@ -159,6 +196,19 @@ class Host:
         self._configuring = asyncio.Lock()
         self._errands: set[asyncio.Task[None]] = set()
 
+    def create(self, target: str) -> None:
+        """Raises whatever the module's own code raises."""
+        kind = load_class(target, self._folder, Module, HOOKS)
+        self.module = create_module(kind, self.surroundings(target))
+
+    def run(self) -> int:
+        """The module's life; its exit status."""
+        loop = _Loop()
+        try:
+            return loop.run_until_complete(self.live())
+        finally:
+            loop.close()
+
     def surroundings(self, target: str) -> Surroundings:
         """What the environment says, in the module's terms."""
         return Surroundings(
@@ -213,7 +263,7 @@ class Host:
         except (Exception, asyncio.CancelledError) as error:  # a module's own code may raise anything
             if not self._end.done():
                 report(error, self._folder, self._notify)
-                self._finish(1)
+                self.finish(1)
             return False
         return True
 
@@ -246,18 +296,18 @@ class Host:
             return 1
         return self._end.result()
 
-    def _finish(self, status: int) -> None:
+    def finish(self, status: int) -> None:
         if not self._end.done():
             self._end.set_result(status)
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         """A background task has failed; while stopping that is only told."""
         report(error, self._folder, self._notify, f"background task {name!r}: ")
-        self._finish(1)
+        self.finish(1)
 
     def _take_signals(self) -> None:
-        self._loop.add_signal_handler(signal.SIGTERM, self._finish, 0)
-        self._loop.add_signal_handler(signal.SIGINT, self._finish, 0)
+        self._loop.add_signal_handler(signal.SIGTERM, self.finish, 0)
+        self._loop.add_signal_handler(signal.SIGINT, self.finish, 0)
         self._loop.add_signal_handler(signal.SIGHUP, self._reread_soon)
 
     def _beat(self) -> None:

@@ -183,8 +183,9 @@ class Title:
 
     def show(self, comm: str, title: str) -> None:
         """Set both names; a longer one is cut (comm: 15 bytes, title: the room that argv had)."""
-        with open("/proc/self/comm", "w") as file:
-            file.write(comm)
+        descriptor = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(descriptor, comm.encode())
+        os.close(descriptor)
         line = title.encode()[: self._room - 1].ljust(self._room, b"\0")
         ctypes.memmove(self._start, line, self._room)
 
