@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from nexusd.domain.access import Grants
+from nexusd.domain.decoding import prepare
 from nexusd.domain.fields import Fault, Reading
 
 LogFormat = Literal["text", "json", "journal"]
@@ -61,6 +62,9 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     access: Access = Access()
     api: Api = Api()
     metrics: Metrics = Metrics()
+
+
+prepare(File)
 
 
 class InvalidConfig(Exception):

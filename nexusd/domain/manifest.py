@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from nexusd.domain.decoding import prepare
 from nexusd.domain.fields import Fault, Reading, shown
 from nexusd.domain.manifest_reference import manifest_schema
 from nexusd.domain.manifest_rules import Problem, problems
@@ -101,3 +102,6 @@ class _Readable(Manifest, frozen=True, forbid_unknown_fields=True):
     """A manifest whose id is taken as it comes: the other rules are judged even where the id is wrong."""
 
     id: str = ""
+
+
+prepare(Definition, _Readable)

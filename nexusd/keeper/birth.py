@@ -1,7 +1,7 @@
 """From fork to the module's first instruction: everything a new process is given before it is the module.
 
-The child waits at a gate until the keeper has written its pid down and told it to nexusd, so no process of a
-module ever runs unknown. What goes wrong before the module's own code is told through the gate.
+The child waits at a gate until the keeper has written its pid down, so no process of a module ever runs unknown.
+What it is to be comes through the gate, and so does, the other way, what goes wrong before the module's own code.
 """
 
 import ctypes  # noqa: F401  (loaded before the fork: the title is written through it)
@@ -12,8 +12,10 @@ import resource
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
+import traceback
+from typing import Any, NamedTuple, NoReturn
 
+from nexusd.keeper import protocol
 from nexusd.keeper.proctable import Title
 
 Launch = dict[str, Any]
@@ -64,13 +66,16 @@ def _reset_signals() -> None:
     signal.set_wakeup_fd(-1)
 
 
-def fork(launch: Launch, fds: list[int], title: Title | None) -> tuple[int, socket.socket]:
-    """The pid of a child that waits, and the gate: `open_gate` lets it go. Raises OSError.
+class Newborn(NamedTuple):
+    """A child that waits to be told what it is to be; it ends when the other side of its gate does."""
 
-    launch: argv, or python (`file:Class`) and folder; environment, directory, and if given limits and user:
-    uid, gid, groups. fds: the log's writing end, the control socket, then the listening sockets.
-    """
-    gate, child_gate = socket.socketpair()
+    pid: int
+    gate: socket.socket
+
+
+def fork(title: Title | None, spare: bool = False) -> Newborn:
+    """A child that waits for `launch`. A spare prepares itself meanwhile. Raises OSError."""
+    gate, child_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         pid = os.fork()
     except OSError:
@@ -78,18 +83,19 @@ def fork(launch: Launch, fds: list[int], title: Title | None) -> tuple[int, sock
         child_gate.close()
         raise
     if pid == 0:
-        _be_born(launch, fds, child_gate.detach(), title)
+        _wait(child_gate.detach(), title, spare)
     child_gate.close()
     gate.setblocking(False)
-    return pid, gate
+    return Newborn(pid, gate)
 
 
-def open_gate(gate: socket.socket) -> None:
-    """Let the child go; it may be dead already, which its exit tells."""
-    try:
-        gate.send(b"g", socket.MSG_NOSIGNAL)
-    except OSError:
-        pass
+def launch(newborn: Newborn, launch: Launch, fds: list[int]) -> None:
+    """Let it go. Raises OSError when it is dead already, protocol.TooLong.
+
+    launch: argv, or python (`file:Class`) and folder; environment, directory, and if given limits and user:
+    uid, gid, groups. fds: the log's writing end, the control socket, then the listening sockets.
+    """
+    protocol.send(newborn.gate, protocol.encode(launch), tuple(fds))
 
 
 def read_gate(gate: socket.socket) -> dict[str, Any] | None:
@@ -98,10 +104,36 @@ def read_gate(gate: socket.socket) -> dict[str, Any] | None:
     return json.loads(said) if said else None
 
 
+def _wait(gate: int, title: Title | None, spare: bool) -> NoReturn:
+    """The child's first steps. If the keeper dies before it could write us down, we never were."""
+    try:
+        os.setsid()
+        aside = fcntl.fcntl(gate, fcntl.F_DUPFD_CLOEXEC, _ASIDE)
+        os.closerange(FIRST_FD, aside)
+        os.closerange(aside + 1, os.sysconf("SC_OPEN_MAX"))
+        if spare:
+            _prepare(title)
+        with socket.socket(fileno=aside) as door:
+            received = protocol.receive(door)
+            if received is not None:
+                _be_born(*received, door.detach(), title)
+    except BaseException:  # nothing may unwind into the keeper's own loop
+        traceback.print_exc()
+    os._exit(0)
+
+
+def _prepare(title: Title | None) -> None:
+    """Touch what a module's start touches, so that it is copied before anybody waits for it."""
+    from nexusd.keeper import host  # noqa: PLC0415  (warm already)
+
+    if title is not None:
+        title.show("nexus-spare", "nexus: spare")
+    host.rehearse()
+
+
 def _be_born(launch: Launch, fds: list[int], gate: int, title: Title | None) -> NoReturn:
     step = "prepare"
     try:
-        os.setsid()
         gate = _lay_out(fds, gate)
         step = "limits"
         _limit(launch.get("limits", {}))
@@ -110,14 +142,12 @@ def _be_born(launch: Launch, fds: list[int], gate: int, title: Title | None) -> 
         step = "directory"
         os.chdir(launch["directory"])
         surroundings = environment(launch, len(fds) - 2)
-        if not os.read(gate, 1):
-            os._exit(0)  # the keeper died before it could write us down: then we never were
         step = "exec"
         if "python" in launch:
             _become_host(launch, surroundings, title, gate)
         argv = launch["argv"]
         os.execve(executable(argv[0], surroundings), argv, surroundings)
-    except BaseException as error:  # nothing may unwind into the keeper's own loop
+    except BaseException as error:  # as above
         _tell(gate, step, error)
     os._exit(127)
 

@@ -47,17 +47,18 @@ def warm() -> None:
     _streams = _stream(1), _stream(2)
     wakeup = signal.set_wakeup_fd(-1)
     for _ in range(_REHEARSALS):
-        _rehearse(os.path.dirname(os.path.abspath(__file__)))
+        rehearse()
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     signal.raise_signal(signal.SIGCHLD)  # whose child ended meanwhile was not told
     gc.collect()
     gc.freeze()
 
 
-def _rehearse(folder: str) -> None:
+def rehearse() -> None:
     """The life of a module that does nothing. Python specialises what has run a few times, in place (PEP 659):
     once here, or in every child, which copies each page that it writes to.
     """
+    folder = os.path.dirname(os.path.abspath(__file__))
     path, hooks = sys.path[:], sys.path_hooks[:]
 
     def notify(message: str) -> bool:

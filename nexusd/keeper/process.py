@@ -7,6 +7,7 @@ nexusd is away it goes on reaping, draining logs and collecting notifications, a
 import argparse
 import errno
 import gc
+import math
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from nexusd.keeper.connection import Connection
 from nexusd.keeper.journal import Journal
 from nexusd.keeper.logfile import RETRY_S, LogFile
 from nexusd.keeper.loop import Loop
+from nexusd.keeper.nursery import Nursery
 from nexusd.keeper.protocol import Message
 from nexusd.keeper.run import Run, bind_again, find_log_pipe, from_entry
 
@@ -34,7 +36,7 @@ class Keeper:
         self, runtime: str, server: socket.socket, title: proctable.Title | None, soft_files: int
     ) -> None:
         self._runtime = runtime
-        self._title = title
+        self._nursery = Nursery(title)
         self._soft_files = soft_files
         self._journal = Journal(os.path.join(runtime, "keeper.journal"), proctable.boot_id())
         self._loop = Loop()
@@ -51,7 +53,6 @@ class Keeper:
         self._parentless: tuple[float, list[proctable.Stray]] = (0.0, [])
         self._recovered = False
         self._behind = False  # whether the journal lacks something
-        self._warm = False
         self._leaving = False
         self._dismissed = False
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -82,12 +83,16 @@ class Keeper:
             self._loop.turn(self._patience())
             self._sweep_all()
             self._retry_logs()
+            self._make_spare()
         self._go()
 
     def _patience(self) -> float | None:
         if self._sweeping:
             return max(0.0, self._sweep_at - time.monotonic())
-        return RETRY_S if self._troubled else None
+        waits = [RETRY_S] if self._troubled else []
+        if self._nursery.due < math.inf:
+            waits.append(max(0.0, self._nursery.due - time.monotonic()))
+        return min(waits, default=None)
 
     def _watch_children(self) -> None:
         ears, mouth = socket.socketpair()
@@ -120,6 +125,7 @@ class Keeper:
             self._leaving = True
 
     def _go(self) -> None:
+        self._nursery.close()
         path = os.path.join(self._runtime, "keeper.sock")
         if os.path.exists(path):
             os.unlink(path)
@@ -181,64 +187,78 @@ class Keeper:
         finally:
             protocol.close_all([log_write, *given])
         self._take_in(run, log_read, notify)
-        self._write_down(lambda: self._journal.run(run.entry()))
         self._nexusd.tell({"say": "spawned", "run": key, "entry": run.entry(), "running": run.running})
         if run.gate is not None:
             self._loop.watch(run.gate.fileno(), lambda: self._gate_said(run))
-            birth.open_gate(run.gate)
 
     def _refuse(self, key: object, refusal: Message) -> None:
         """There is no process, and nothing of the run is kept."""
         self._nexusd.tell({"say": "refused", "run": key, "refusal": refusal})
 
     def _start(self, key: str, launch: dict[str, Any], pipe: int, fds: list[int]) -> Run:
-        """A run with its process, which waits at its gate or, a plain program, runs already. Raises Refused."""
+        """A run with its process, both written down. Raises Refused."""
         launch.setdefault("limits", {}).setdefault("files", self._soft_files)
         paths = (launch["notify_path"], launch["control_path"])
         run = Run(key, 0, 0, launch["log"], *paths, pipe=pipe, listening=launch.get("listening", []))
+        if key in self._runs:
+            there_is = FileExistsError(errno.EEXIST, "there is such a run", key)
+            raise birth.Refused(birth.refusal("fork", there_is))
         try:
-            if key in self._runs:
-                raise FileExistsError(errno.EEXIST, "there is such a run", key)
             if spawning.is_plain(launch, fds[2:]):
                 self._spawn_plain(run, launch, *fds)
             else:
-                self._fork(run, launch, fds)
-        except (OSError, ImportError) as error:
+                self._launch(run, launch, fds)
+        except (OSError, ImportError, ValueError) as error:
+            self._write_down(lambda: self._journal.gone(key))
             raise birth.Refused(birth.refusal("fork", error)) from error
-        process = proctable.stat(run.pid)
-        assert process is not None  # our own child, not yet waited for
-        run.start_ticks = process.start_ticks
+        except birth.Refused:
+            self._write_down(lambda: self._journal.gone(key))
+            raise
         return run
 
     def _spawn_plain(self, run: Run, launch: dict[str, Any], log: int, control: int) -> None:
         """It runs before its pid can be written down, so first its key is, which its environment bears, too."""
         self._write_down(lambda: self._journal.run(run.entry()))
-        try:
-            run.pid = spawning.spawn(launch, log, control, self._null)
-        except birth.Refused:
-            self._write_down(lambda: self._journal.gone(run.key))
-            raise
+        run.pid = spawning.spawn(launch, log, control, self._null)
         run.running = True
+        self._identify(run)
 
-    def _fork(self, run: Run, launch: dict[str, Any], fds: list[int]) -> None:
-        if "python" in launch:
-            self._warm_up({}, [])
-        run.pid, run.gate = birth.fork(launch, fds, self._title)
+    def _launch(self, run: Run, launch: dict[str, Any], fds: list[int]) -> None:
+        for newborn in self._nursery.newborns("python" in launch):
+            run.pid, run.gate = newborn
+            self._identify(run)
+            try:
+                birth.launch(newborn, launch, fds)
+                return
+            except OSError as error:
+                newborn.gate.close()
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                    raise
+        raise ChildProcessError(errno.ECHILD, "its process was killed before it was told what to be")
+
+    def _identify(self, run: Run) -> None:
+        process = proctable.stat(run.pid)
+        assert process is not None  # our own child, not yet waited for
+        run.start_ticks = process.start_ticks
+        self._write_down(lambda: self._journal.run(run.entry()))
+
+    def _make_spare(self) -> None:
+        try:
+            self._nursery.make_spare()
+        except OSError as error:
+            _complain(f"no spare process: {error.strerror}")
 
     def _warm_up(self, _message: Message, _fds: list[int]) -> None:
-        if self._warm:
-            return
-        from nexusd.keeper import host  # noqa: PLC0415  (100 ms that a fleet of plain programs never pays)
-
-        host.warm()
-        self._warm = True
+        self._nursery.warm_up()
 
     def _gate_said(self, run: Run) -> None:
         assert run.gate is not None
         try:
             run.refusal = birth.read_gate(run.gate)
+        except ConnectionResetError:  # it has not even read what it was to be
+            run.refusal = birth.refusal("prepare", ChildProcessError(errno.ECHILD, "its process was killed"))
         except (OSError, ValueError) as error:
-            run.refusal = {"step": "prepare", "errno": None, "reason": str(error), "about": None}
+            run.refusal = birth.refusal("prepare", error)
         self._close_gate(run)
         run.running = run.refusal is None
         if run.running:
@@ -423,6 +443,8 @@ class Keeper:
             run = self._by_pid.get(pid)
             if run is not None and run.is_child:
                 self._first_ended(run, status)
+            else:
+                self._nursery.reaped(pid)
 
     def _first_ended(self, run: Run, status: int | None) -> None:
         """The first process of the run is gone: what it left behind goes too, then nexusd hears of it."""
@@ -449,7 +471,8 @@ class Keeper:
         self._nexusd.tell({"say": "exited", "run": run.key, "refusal": run.refusal, **run.ended})
 
     def _orphans(self) -> list[int]:
-        return [pid for pid in proctable.children(os.getpid()) if pid not in self._by_pid]
+        known = {*self._by_pid, self._nursery.spare}
+        return [pid for pid in proctable.children(os.getpid()) if pid not in known]
 
     def _members(self, run: Run) -> list[proctable.Stat]:
         return proctable.members(run.key, run.process(), self._strays if run.is_child else self._strangers)

@@ -25,6 +25,7 @@ from jsonrpcserver.sentinels import NOID
 from oslash.either import Left
 
 from nexusd.domain.access import Caller
+from nexusd.domain.decoding import prepare
 from nexusd.domain.errors import InvalidParams, NexusError
 from nexusd.domain.fields import near_match
 from nexusd.rpc import codec
@@ -88,6 +89,7 @@ class Dispatcher:
     def _add(self, method: Method) -> None:
         if method.name in self._plain or method.name in self._async:
             raise ValueError(f"two methods named {method.name}")
+        prepare(method.params)
         if iscoroutinefunction(method.handler):
             self._async[method.name] = self._async_row(method)
         else:

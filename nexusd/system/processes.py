@@ -12,6 +12,7 @@ import msgspec
 
 from nexusd.domain import runs
 from nexusd.domain.addresses import parse_listen
+from nexusd.domain.decoding import prepare
 from nexusd.domain.fleet import Module
 from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition, Manifest
@@ -45,6 +46,8 @@ class Note(msgspec.Struct, frozen=True):
     since: float
     replicas: tuple[Replica, ...]
 
+
+prepare(Note)
 
 DEFINITION_NOTE = "definition "
 

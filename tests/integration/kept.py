@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Self
 
+from nexusd.keeper import proctable
 from nexusd.keeper.client import KeeperClient
 from nexusd.keeper.proctable import PR_SET_CHILD_SUBREAPER
 
@@ -197,6 +198,20 @@ class Kept:
         exited = self.until("exited", key)
         self.kept.forget(key)
         return exited
+
+    def spare(self) -> int | None:
+        """The pid of the process that the keeper has ready for the next Python module."""
+        for pid in proctable.children(self.keeper):
+            if Path(f"/proc/{pid}/comm").read_text() == "nexus-spare\n":
+                return pid
+        return None
+
+    def await_spare(self) -> int:
+        self.kept.warm()
+        self.wait(self.spare)
+        pid = self.spare()
+        assert pid is not None
+        return pid
 
     def sh(self, key: str, script: str, **more: Any) -> str:
         """Run a shell script to its end; returns what it wrote."""

@@ -310,6 +310,56 @@ def test_a_run_that_floods_its_notify_socket_does_not_keep_others_waiting(kept: 
     assert kept.run("quiet", "/bin/true")["status"] == 0
 
 
+# The spare
+
+MODULE = (
+    "from nexusd.sdk import Module\nclass One(Module):\n    async def start(self):\n        print('here')\n"
+)
+
+
+@pytest.fixture
+def module(kept: Kept) -> dict[str, Any]:
+    (kept.home / "one.py").write_text(MODULE)
+    (kept.home / "config.json").write_text("{}")
+    return {"python": "one:One", "folder": str(kept.home)}
+
+
+def test_a_python_module_is_started_in_the_spare_and_another_is_made(
+    kept: Kept, module: dict[str, Any]
+) -> None:
+    spare = kept.await_spare()
+    assert kept.start("one", **module) == spare
+    kept.wait(lambda: kept.log("one") == "here\n")
+    assert kept.await_spare() != spare
+
+
+def test_a_spare_that_was_killed_keeps_no_module_from_being_started(
+    kept: Kept, module: dict[str, Any]
+) -> None:
+    spare = kept.await_spare()
+    os.kill(spare, signal.SIGKILL)
+    await_end(spare)
+    pid = kept.start("one", **module)
+    kept.wait(lambda: kept.log("one") == "here\n")
+    assert pid != spare and is_alive(pid)
+
+
+def test_the_spare_goes_with_its_keeper(kept: Kept) -> None:
+    spare = kept.await_spare()
+    kept.kill_keeper()
+    await_end(spare)
+    kept.until("welcome")
+    spare = kept.await_spare()
+    kept.leave()
+    await_end(spare)
+
+
+def test_a_spare_is_no_orphan_of_a_run(kept: Kept) -> None:
+    spare = kept.await_spare()
+    kept.sh("one", "(setsid sleep 1000 &)")
+    assert is_alive(spare)
+
+
 # Nothing leaks
 
 

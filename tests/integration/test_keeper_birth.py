@@ -57,13 +57,22 @@ def kept() -> Iterator[Kept]:
         yield kept
 
 
-@pytest.fixture(params=["exec", "warm"])
+@pytest.fixture(params=["spawned", "forked", "warm", "spare"])
 def way(request: pytest.FixtureRequest) -> str:
+    """A program by posix_spawn, one by fork and exec, a Python module in a child forked for it or before."""
     return str(request.param)
 
 
+def is_program(way: str) -> bool:
+    return way in ("spawned", "forked")
+
+
 def look(kept: Kept, way: str, key: str = "one", **more: Any) -> dict[str, Any]:
-    if way == "exec":
+    if way == "forked":
+        more["limits"] = {"memory": 1 << 40, **more.get("limits", {})}
+    if way == "spare":
+        kept.await_spare()
+    if is_program(way):
         kept.run(key, PYTHON, "look.py", **more)
     else:
         kept.run(key, python="module:Look", folder=str(kept.home), **more)
@@ -87,7 +96,7 @@ def test_no_descriptor_is_open_but_the_promised_ones(kept: Kept, way: str) -> No
     assert [fds["3"], fds["4"]] == [f"socket:[{inode}]" for inode in reversed(inodes)]
     others = set(fds) - {"0", "1", "2", "3", "4", "5"}
     # The host's own: its event loop's epoll and socket pair, its notify socket.
-    assert len(others) == (0 if way == "exec" else 4)
+    assert len(others) == (0 if is_program(way) else 4)
 
 
 def test_other_runs_and_what_nexusd_was_started_with_do_not_show(kept: Kept, way: str) -> None:
@@ -99,13 +108,13 @@ def test_other_runs_and_what_nexusd_was_started_with_do_not_show(kept: Kept, way
     os.close(writing)
     assert os.read(reading, 1) == b""
     os.close(reading)
-    assert len(fds) == (4 if way == "exec" else 8)
+    assert len(fds) == (4 if is_program(way) else 8)
 
 
 def test_the_sockets_are_numbered_and_addressed_to_the_process_itself(kept: Kept) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
         kept.kept.hold("a", os.dup(one.fileno()))
-    seen = look(kept, "exec", listening=["a"], environment={"LISTEN_FDNAMES": "web"})
+    seen = look(kept, "spawned", listening=["a"], environment={"LISTEN_FDNAMES": "web"})
     found = seen["environment"]
     assert (found["LISTEN_FDS"], found["LISTEN_PID"], found["LISTEN_FDNAMES"]) == (
         "1",
@@ -113,7 +122,7 @@ def test_the_sockets_are_numbered_and_addressed_to_the_process_itself(kept: Kept
         "web",
     )
     assert found["NEXUS_CONTROL_FD"] == "4"
-    seen = look(kept, "exec", key="two")
+    seen = look(kept, "spawned", key="two")
     assert not [name for name in seen["environment"] if name.startswith("LISTEN_")]
     assert seen["environment"]["NEXUS_CONTROL_FD"] == "3"
 
@@ -155,7 +164,7 @@ def test_the_environment_is_the_one_that_was_given_and_nothing_of_nexusds(
     kept.replace_keeper()
     seen = look(kept, way, environment={"MINE": "é\n="})["environment"]
     given = kept.launch("one")["environment"] | {"MINE": "é\n=", "NEXUS_CONTROL_FD": "3"}
-    if way == "warm":  # what concerns the host only is not for the module's children
+    if not is_program(way):  # what concerns the host only is not for the module's children
         given = {
             name: value for name, value in given.items() if name not in ("NOTIFY_SOCKET", "NEXUS_CONTROL_FD")
         }
@@ -167,7 +176,7 @@ def test_the_environment_is_the_one_that_was_given_and_nothing_of_nexusds(
 def test_each_run_has_a_session_of_its_own_and_a_title(kept: Kept, way: str) -> None:
     seen = look(kept, way)
     assert seen["sid"] == seen["pid"]
-    if way == "warm":
+    if not is_program(way):
         assert (seen["title"], seen["comm"]) == ("nexus: test/module#0", "module#0")
 
 
@@ -188,9 +197,9 @@ def test_no_signal_is_blocked_or_ignored_whatever_nexusd_was_started_with(kept: 
 
 def test_folder_and_umask_are_as_promised(kept: Kept, way: str) -> None:
     (kept.home / "sub").mkdir()
-    more = {"directory": str(kept.home / "sub")} if way == "warm" else {}
+    more = {"directory": str(kept.home / "sub")} if not is_program(way) else {}
     seen = look(kept, way, **more)
-    assert seen["cwd"] == str(kept.home / ("sub" if way == "warm" else ""))
+    assert seen["cwd"] == str(kept.home / ("sub" if not is_program(way) else ""))
     assert seen["umask"] == 0o022
 
 
@@ -214,7 +223,7 @@ def test_a_run_that_wants_more_memory_than_it_may_have_fails_and_others_do_not(k
 @pytest.mark.skipif(os.getuid() != 0, reason="takes two users")
 def test_user_group_and_supplementary_groups_are_changed(kept: Kept) -> None:
     kept.home.chmod(0o755)
-    seen = look(kept, "exec", user={"uid": 65534, "gid": 12345, "groups": [12345, 777]})
+    seen = look(kept, "spawned", user={"uid": 65534, "gid": 12345, "groups": [12345, 777]})
     assert (seen["uids"], seen["gids"], seen["groups"]) == ([65534] * 3, [12345] * 3, [777, 12345])
     assert kept.path("one", "notify").parent.stat().st_uid == 0
 
