@@ -23,9 +23,9 @@ _LEAVE_S = 3.0
 
 
 class Nexusd:
-    """Write the fleet into `modules`, then `start`."""
+    """Write the fleet into `modules`, then `start`. Sockets lie on tmpfs where there is one, as under /run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, runtime: Path) -> None:
         self.folder = folder
         self.modules = folder / "modules"
         self.modules.mkdir()
@@ -34,7 +34,7 @@ class Nexusd:
             **os.environ,
             "NEXUS_SOCKET": self.socket,
             "NEXUS_MODULES": str(self.modules),
-            "NEXUS_RUNTIME": str(folder / "run"),
+            "NEXUS_RUNTIME": str(runtime / "run"),
             "NEXUS_STATE": str(folder / "state"),
             "NEXUS_LOGS": str(folder / "logs"),
             "NEXUS_CONFIG_FILE": str(folder / "nexusd.toml"),
@@ -143,8 +143,12 @@ def _has_gone(keeper: int) -> bool:
 
 @contextmanager
 def nexusd() -> Iterator[Nexusd]:
-    with TemporaryDirectory(prefix="nexusd-bench-") as folder:
-        daemon = Nexusd(Path(folder))
+    tmpfs = "/dev/shm" if os.path.ismount("/dev/shm") else None
+    with (
+        TemporaryDirectory(prefix="nexusd-bench-") as folder,
+        TemporaryDirectory(prefix="nexusd-bench-", dir=tmpfs) as runtime,
+    ):
+        daemon = Nexusd(Path(folder), Path(runtime))
         try:
             yield daemon
         finally:

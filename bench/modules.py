@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bench import fleets
 from bench.daemon import nexusd
-from bench.processes import children, pss_mb
+from bench.processes import children, comm, pss_mb
 from bench.rows import Aim, Figure, Row
 
 _PATIENCE_S = 60.0
@@ -60,7 +60,8 @@ def _ours(count: int) -> Fleet:
         finally:
             os.close(ears)
         ready_s = daemon.await_started(count) - began
-        each = sum(map(pss_mb, children(daemon.keeper_pid))) / count
+        modules = [pid for pid in children(daemon.keeper_pid) if comm(pid) != "nexus-spare"]
+        each = sum(map(pss_mb, modules)) / count
         return Fleet(ready_s, each, pss_mb(daemon.pid), pss_mb(daemon.keeper_pid))
 
 
