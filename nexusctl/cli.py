@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from nexusctl.commands import config, daemon, lifecycle, new, rpc, status, watch
+from nexusctl.commands import audit, config, daemon, lifecycle, new, rpc, status, watch
 from nexusctl.commands.names import Commands
 from nexusctl.commands.options import shared_options
 from nexusctl.exits import INTERRUPTED, MEANINGS, USAGE
@@ -44,6 +44,7 @@ for command in (
     config.config,
     watch.logs,
     watch.events,
+    audit.audit,
     status.modules,
     new.check,
     new.new,

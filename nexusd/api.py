@@ -11,10 +11,11 @@ from nexusd.config import Api as Bounds
 from nexusd.domain.access import Caller
 from nexusd.domain.errors import ShuttingDown
 from nexusd.operations import Operations
-from nexusd.ports import Daemon, EventSource, LogReader
+from nexusd.ports import AuditLog, Daemon, EventSource, LogReader
+from nexusd.rpc.audit import AuditReading, AuditTrail
 from nexusd.rpc.call import Call, Method
 from nexusd.rpc.connection import Limits
-from nexusd.rpc.dispatch import Dispatcher
+from nexusd.rpc.dispatch import Dispatcher, Observer
 from nexusd.rpc.identity import Identity
 from nexusd.rpc.methods import Api
 from nexusd.rpc.server import RpcServer
@@ -33,14 +34,18 @@ class Parts:
     events: EventSource
     authorise: Callable[[Caller, str], None]
     is_leaving: Callable[[], bool]
+    audit: AuditLog
 
 
-def build_server(parts: Parts, bounds: Bounds) -> RpcServer:
+def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) -> RpcServer:
     families: list[Method] = []
+    families += AuditReading(parts.audit).methods
     api = Api(
         parts.supervisor, parts.operations, parts.daemon, parts.identity, parts.logs, parts.events, families
     )
-    observers = (_ClosingTime(parts.is_leaving),)
+    observers: list[Observer] = [_ClosingTime(parts.is_leaving)]
+    # Last: what the others refuse has no line that says it began.
+    observers.append(AuditTrail(parts.audit, parts.operations.is_secret, audits_reads))
     dispatcher = Dispatcher(api.methods, authorise=parts.authorise, observers=observers)
     return RpcServer(dispatcher, _limits(bounds), group=bounds.group)
 

@@ -14,6 +14,7 @@ import msgspec
 from nexusd.domain.access import Grants
 from nexusd.domain.decoding import prepare
 from nexusd.domain.fields import Fault, Reading
+from nexusd.domain.units import Size, parse_unit
 
 LogFormat = Literal["text", "json", "journal"]
 _Roles = Annotated[
@@ -50,6 +51,14 @@ class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unsent_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 30)] = 1 << 20
 
 
+class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of the audit log is kept, and whether reading is told of too."""
+
+    max_size: Size = Size(10 << 20)
+    files: Annotated[int, msgspec.Meta(ge=2, le=10_000)] = 10
+    reads: bool = False
+
+
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What may stand in nexusd.toml."""
 
@@ -62,6 +71,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     access: Access = Access()
     api: Api = Api()
     metrics: Metrics = Metrics()
+    audit: Audit = Audit()
 
 
 prepare(File)
@@ -100,6 +110,7 @@ class Config:
     access: Access
     api: Api
     metrics: Metrics
+    audit: Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +180,7 @@ def read_config(options: Options, environment: Mapping[str, str], uid: int) -> C
         access=file.access,
         api=file.api,
         metrics=file.metrics,
+        audit=file.audit,
     )
 
 
@@ -189,7 +201,7 @@ def _read_file(path: str, *, must_exist: bool) -> File:
 
 def _converted(raw: dict[str, Any], path: str) -> File:
     try:
-        return msgspec.convert(raw, File)
+        return msgspec.convert(raw, File, dec_hook=parse_unit)
     except msgspec.ValidationError as error:
         raise InvalidConfig(_faults(raw, path, str(error))) from error
 

@@ -28,6 +28,7 @@ from nexusd.operations import Operations
 from nexusd.rpc import endpoint
 from nexusd.rpc.identity import Identity
 from nexusd.supervisor import Supervisor
+from nexusd.system.audit import AuditLog
 from nexusd.system.clock import LoopClock
 from nexusd.system.configs import ConfigFiles
 from nexusd.system.control import ControlSockets
@@ -75,7 +76,18 @@ class UniversalDaemon:
         self._store.open()
         if self._store.set_aside:
             self._warn(f"the database was damaged and is set aside: {self._store.set_aside}")
+        self._open_audit()
         self._build()
+
+    def _open_audit(self) -> None:
+        config = self.config
+        self._audit = AuditLog(
+            os.path.join(config.logs, "audit"),
+            os.path.join(config.state, "audit.head"),
+            max_size=config.audit.max_size,
+            files=config.audit.files,
+        )
+        self._audit.open(version=__version__)
 
     def _take_signals(self) -> None:
         """From the first moment on: a SIGTERM during the start ends what was started, too."""
@@ -133,7 +145,7 @@ class UniversalDaemon:
             self.security_context,
             lambda: self._grants,
             lambda: {"pid": self._keeper.pid, "connected": self._keeper.connected},
-            lambda: [*self._warnings, *self._keeper.troubles],
+            lambda: [*self._warnings, *self._keeper.troubles, *self._audit.troubles],
             lambda: self._catalogue.paths,
         )
 
@@ -198,8 +210,10 @@ class UniversalDaemon:
                 self._events,
                 lambda caller, wish: self._allow(caller, wish),
                 self._leaving.is_set,
+                self._audit,
             ),
             self.config.api,
+            audits_reads=self.config.audit.reads,
         )
 
     async def reload(self) -> dict[str, Any]:
@@ -279,6 +293,7 @@ class UniversalDaemon:
         self._keeper.dismiss()
         await self._events.flush()
         self._store.close()
+        self._audit.close()
         for lock in self._locks:
             os.close(lock)
 

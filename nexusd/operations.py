@@ -71,6 +71,12 @@ class Operations:
         hint = f"did you mean {near}?" if near else "nexusctl modules"
         raise NoSuchModule(f"no such module: {module_id}", module_id=module_id, hint=hint)
 
+    def is_secret(self, module_id: str, key: str) -> bool:
+        """Whether the value of this key must not be shown; one that nobody knows may be a mistyped secret."""
+        module = self._supervisor.fleet.modules.get(module_id)
+        keys = module.definition.manifest.config if module and module.definition else {}
+        return key not in keys or keys[key].secret
+
     # Start, stop, restart
 
     async def start(self, module_id: str, patience: Patience) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
+from nexusd.domain.audit import Entry
+from nexusd.domain.chain import Verdict
 from nexusd.domain.fleet import Fleet, Module
 from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import Definition
@@ -91,6 +93,25 @@ class Configs(Protocol):
 
     def tidy(self, modules: Iterable[Module]) -> None:
         """Remove what belongs to generations that these modules have no more."""
+
+
+class AuditLog(Protocol):
+    """Where every command leaves its lines, each chained to the one before it."""
+
+    def begin(self, entry: Entry) -> Awaitable[int]:
+        """Done when the line is safe, with its number. Raises NotPossible: then the command must not run."""
+
+    def add(self, entry: Entry) -> None:
+        """A line about what has happened already."""
+
+    def records(self, most: int, since: int, module_id: str | None) -> Awaitable[list[bytes]]:
+        """The last lines with a number greater than `since`, oldest first."""
+
+    def verify(self, anchors: Mapping[int, str]) -> Awaitable[Verdict]:
+        """`anchors`: hashes of records that were noted elsewhere."""
+
+    def subscribe(self, subscriber: Callable[[bytes], None]) -> Callable[[], None]:
+        """Called with each line from now on; returns the way out."""
 
 
 class Daemon(Protocol):

@@ -51,7 +51,7 @@ def logs(invocation: Invocation, modules: tuple[str, ...], follow: bool, lines: 
         writer = _LineWriter(invocation, named=len(words) > 1 or _has_replicas(client, words[0], answers))
         writer.write(line for answer in answers for line in answer["lines"])
         if follow and answers:
-            _until_interrupted(lambda: _follow_logs(client, writer))
+            until_interrupted(lambda: _follow_logs(client, writer))
     return worst(statuses)
 
 
@@ -124,7 +124,7 @@ def _bare(line: Any) -> str:
     return str(line["line"]) if isinstance(line, dict) else str(line)
 
 
-def _until_interrupted(forever: Callable[[], None]) -> None:
+def until_interrupted(forever: Callable[[], None]) -> None:
     """Ctrl-C is how one ends following: that is no failure."""
     try:
         forever()
@@ -148,7 +148,7 @@ def events(invocation: Invocation, modules: tuple[str, ...], follow: bool, lines
         _write_events(invocation, past)
         if follow:
             after = {"since": past[-1]["seq"]} if past else {}
-            _until_interrupted(lambda: _follow_events(invocation, client, ids, after))
+            until_interrupted(lambda: _follow_events(invocation, client, ids, after))
     return DONE
 
 

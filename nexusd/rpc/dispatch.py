@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from inspect import BoundArguments, Signature, iscoroutinefunction
+from inspect import BoundArguments, Signature, isawaitable, iscoroutinefunction
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from oslash.either import Left
 
 from nexusd.domain.access import Caller
 from nexusd.domain.decoding import prepare
-from nexusd.domain.errors import InvalidParams, NexusError
+from nexusd.domain.errors import InvalidParams, NexusError, ShuttingDown
 from nexusd.domain.fields import near_match
 from nexusd.rpc import codec
 from nexusd.rpc.call import Call, Method
@@ -40,8 +40,10 @@ Answer = bytes | None
 class Observer(Protocol):
     """Who watches every call of a known method. `params` is what the caller sent, by name."""
 
-    def admit(self, call: Call, method: Method, params: Mapping[str, Any]) -> None:
-        """The call is allowed and about to run; a NexusError raised here refuses it."""
+    def admit(self, call: Call, method: Method, params: Mapping[str, Any]) -> Awaitable[object] | None:
+        """The call is allowed and about to run; a NexusError refuses it. What comes back is awaited first, which
+        only an audited method may be kept waiting for.
+        """
 
     def done(
         self,
@@ -90,7 +92,7 @@ class Dispatcher:
         if method.name in self._plain or method.name in self._async:
             raise ValueError(f"two methods named {method.name}")
         prepare(method.params)
-        if iscoroutinefunction(method.handler):
+        if iscoroutinefunction(method.handler) or method.audited:
             self._async[method.name] = self._async_row(method)
         else:
             self._plain[method.name] = self._plain_row(method)
@@ -106,7 +108,11 @@ class Dispatcher:
     def _async_row(self, method: Method) -> Callable[..., Awaitable[Result]]:
         async def run(call: Call, /, *positional: Any, **named: Any) -> Result:
             with _Attempt(self._authorise, self._observers, method, call) as attempt:
-                attempt.succeed(await method.handler(call, attempt.params(positional, named)))
+                params = attempt.params(positional, named)
+                for admission in attempt.admissions:
+                    await admission
+                result = method.handler(call, params)
+                attempt.succeed(await result if isawaitable(result) else result)
             return attempt.result
 
         return _open_to_all(run)
@@ -155,7 +161,7 @@ class Dispatcher:
 class _Attempt:
     """One call of one row. Whatever goes wrong inside the `with` becomes its result; nothing leaks out."""
 
-    __slots__ = ("_authorise", "_began", "_call", "_method", "_observers", "_sent", "result")
+    __slots__ = ("_authorise", "_began", "_call", "_method", "_observers", "_sent", "admissions", "result")
 
     def __init__(
         self, authorise: Authorise, observers: tuple[Observer, ...], method: Method, call: Call
@@ -166,6 +172,7 @@ class _Attempt:
         self._call = call
         self._sent: Mapping[str, Any] = {}
         self._began = time.perf_counter()
+        self.admissions: list[Awaitable[object]] = []
         self.result: Result
 
     def params(self, positional: tuple[Any, ...], named: dict[str, Any]) -> msgspec.Struct:
@@ -176,7 +183,9 @@ class _Attempt:
             self._authorise(self._call.caller, method.permission)
         params = convert(method, self._sent)
         for observer in self._observers:
-            observer.admit(self._call, method, self._sent)
+            admission = observer.admit(self._call, method, self._sent)
+            if admission is not None:
+                self.admissions.append(admission)
         return params
 
     def succeed(self, value: Any) -> None:
@@ -192,6 +201,7 @@ class _Attempt:
             self._tell_observers(None)
             return True
         if not isinstance(failure, Exception) and not _cancelled_from_within(failure):
+            self._tell_observers(ShuttingDown("nexusd left before this was done"))
             return False
         error = failure if isinstance(failure, NexusError) else _internal(self._method, failure)
         self.result = Error(*codec.error_members(error))

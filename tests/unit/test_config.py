@@ -13,6 +13,7 @@ import pytest
 from nexusd.config import Access, Api, Config, File, Folders, InvalidConfig, Options, folders, read_config
 from nexusd.domain.access import ROLES
 from nexusd.domain.fields import Fault
+from nexusd.domain.units import Size
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
 USER = 1000
@@ -183,10 +184,10 @@ def rows(heading: str) -> Iterator[list[str]]:
 
 
 def plain(value: object) -> Any:
-    return json.loads(msgspec.json.encode(value))
+    return json.loads(msgspec.json.encode(value, enc_hook=Size.text))
 
 
-@pytest.mark.parametrize("section", ["access", "api", "metrics"])
+@pytest.mark.parametrize("section", ["access", "api", "metrics", "audit"])
 def test_the_page_has_every_key_with_its_default(section: str) -> None:
     (kind,) = (one.default for one in msgspec.structs.fields(File) if one.name == section)
     told = {
@@ -198,7 +199,7 @@ def test_the_page_has_every_key_with_its_default(section: str) -> None:
 
 
 def test_the_page_has_every_key_at_the_top() -> None:
-    keys = {one.name for one in msgspec.structs.fields(File)} - {"access", "api", "metrics"}
+    keys = {one.name for one in msgspec.structs.fields(File)} - {"access", "api", "metrics", "audit"}
     (line,) = (line for line in PAGE.splitlines() if line.endswith("see above."))
     assert set(re.findall(r"`(\w+)`", line)) == keys
     settings = {row[2].split("`")[1] for row in rows("# Configuration of nexusd") if "`" in row[2]}

@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "nexusd.system": {"nexusd.domain", "nexusd.ports", "nexusd.config"},  # of config the log's format only
     "nexusd.catalogue": {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.system"},
     "nexusd": {"nexusd"},
-    "nexusctl": set(),
+    "nexusctl": {"nexusd.domain.chain"},  # to prove an audit log without a daemon
     "aeon_interface": {"nexusctl.client"},
 }
 ONLY_THE_HOST = "nexusd.keeper.host"
