@@ -234,11 +234,11 @@ class Operations:
         told: list[str] = []
         try:
             if key.apply == "live":
-                await self._tell_replicas(module, name, checked, told)
+                await self._tell_replicas(module, name, checked, told, key)
             self._write_config(module_id, {**module.configured, name: checked})
             await self._store.save_value(module_id, name, checked)
         except NexusError:
-            await self._take_back(told, name, previous)
+            await self._take_back(told, name, previous, key)
             self._write_config(module_id, module.configured)
             raise
         self._put_value(module_id, name, checked)
@@ -248,22 +248,29 @@ class Operations:
         masked = settings.masked(manifest, {name: previous})[name]
         return {"module_id": module_id, "key": name, "value": shown, "previous": masked, "applied": applied}
 
-    async def _tell_replicas(self, module: Module, name: str, value: Any, told: list[str]) -> None:
+    async def _tell_replicas(
+        self, module: Module, name: str, value: Any, told: list[str], key: ConfigKey
+    ) -> None:
         for replica in module.current:
             if isinstance(replica.state, lifecycle.Started):
                 told.append(replica.state.run)
-                params = {"key": name, "value": value}
                 try:
-                    await self._control.ask(replica.state.run, "configure", params, CONFIGURE_TIMEOUT_S)
+                    await self._tell_run(replica.state.run, name, value, key)
                 except BadValue:  # who refuses keeps the old value, and need not be told it
                     told.pop()
                     raise
 
-    async def _take_back(self, told: Iterable[str], name: str, previous: Any) -> None:
+    async def _tell_run(self, run: str, name: str, value: Any, key: ConfigKey) -> None:
+        params = {"key": name, "value": value}
+        try:
+            await self._control.ask(run, "configure", params, CONFIGURE_TIMEOUT_S)
+        except NexusError as error:
+            raise settings.without_words(key, name, error) from None
+
+    async def _take_back(self, told: Iterable[str], name: str, previous: Any, key: ConfigKey) -> None:
         for run in told:
             try:
-                params = {"key": name, "value": previous}
-                await self._control.ask(run, "configure", params, CONFIGURE_TIMEOUT_S)
+                await self._tell_run(run, name, previous, key)
             except NexusError as error:  # the refusal itself is what the caller is told
                 log.warning("%s may still use the refused value of %s: %s", run, name, error)
 

@@ -105,7 +105,9 @@ def permits(granted: Iterable[str], permission: str) -> bool:
 
 
 def bounded(granted: Iterable[str], bound: Iterable[str]) -> tuple[str, ...]:
-    """What is permitted by both: of each pair of patterns the narrower one, where one covers the other."""
+    """What is permitted by both: of each pair of patterns the narrower one, where one covers the other. What a
+    wider one of the result covers is not said again.
+    """
     limits = tuple(bound)
     both = [
         mine if _covers(limit, mine) else limit
@@ -113,7 +115,7 @@ def bounded(granted: Iterable[str], bound: Iterable[str]) -> tuple[str, ...]:
         for limit in limits
         if _covers(limit, mine) or _covers(mine, limit)
     ]
-    return tuple(dict.fromkeys(both))
+    return tuple(one for one in dict.fromkeys(both) if not any(_is_wider(other, one) for other in both))
 
 
 def effective_permissions(caller: Caller, grants: Grants, context: SecurityContext) -> tuple[str, ...]:
@@ -145,6 +147,10 @@ def _covers(pattern: str, other: str) -> bool:
     return pattern.endswith(".*") and other.startswith(pattern[:-1])
 
 
+def _is_wider(pattern: str, other: str) -> bool:
+    return pattern != other and _covers(pattern, other)
+
+
 def _denied(caller: Caller, permission: str, grants: Grants, hint: str) -> PermissionDenied:
     return PermissionDenied(
         f"permission denied: {caller.principal} does not hold {permission}",
@@ -156,5 +162,5 @@ def _denied(caller: Caller, permission: str, grants: Grants, hint: str) -> Permi
 
 
 def _who_could(permission: str, grants: Grants) -> str:
-    holding = [name for name, held in grants.all_roles().items() if permits(held, permission)]
-    return f"roles that hold it: {', '.join(sorted(holding))}; they are given in [access] of nexusd.toml"
+    holding = sorted(name for name, held in grants.all_roles().items() if permits(held, permission))
+    return f"ask root for a role that holds it ({', '.join(holding)}): [access] in nexusd.toml gives roles"

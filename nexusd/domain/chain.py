@@ -142,6 +142,7 @@ class Verification:
     _gaps: list[_Gap] = field(default_factory=list)
     _strays: list[tuple[Link, Place]] = field(default_factory=list)
     _last: Link | None = None
+    _last_at: Place = Place("the log", 0)
     _at: Place = Place("the log", 0)
     _first: int | None = None
     _records: int = 0
@@ -192,7 +193,7 @@ class Verification:
         elif link.prev != before.hash:
             self._find_replaced(link, place)
         self._first = self._first or link.seq
-        self._last, self._unreadable = link, 0
+        self._last, self._last_at, self._unreadable = link, place, 0
 
     def _before(self, link: Link) -> Mark | None:
         """The record that should come before this one; None at a start that nobody noted.
@@ -211,7 +212,7 @@ class Verification:
             self._find(place, "changed", text)
         else:
             text = f"record {self._last.seq} was replaced: record {link.seq}, the next, follows another"
-            self._find(self._at, "changed", text)
+            self._find(self._last_at, "changed", text)
 
     def verdict(self) -> Verdict:
         """What came out, once all lines were taken."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from nexusd.domain.errors import BadValue
+from nexusd.domain.errors import BadValue, NexusError, NotPossible, TimedOut
 from nexusd.domain.fields import shown
 from nexusd.domain.manifest_sections import ConfigKey, Manifest
 from nexusd.domain.units import Seconds
@@ -43,6 +43,17 @@ def effective(manifest: Manifest, configured: Mapping[str, Any]) -> dict[str, An
 def masked(manifest: Manifest, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values fit to be shown. A key the manifest does not know may have been a secret: masked too."""
     return {name: MASK if _is_secret(manifest, name) else value for name, value in values.items()}
+
+
+def without_words(key: ConfigKey, name: str, error: NexusError) -> NexusError:
+    """What a module said of a value, without its words where the key is secret: they may repeat the value."""
+    if not key.secret or isinstance(error, TimedOut):
+        return error
+    kind = BadValue if isinstance(error, BadValue) else NotPossible
+    said = "the module refused it" if kind is BadValue else "the module could not be told"
+    return kind(
+        f"{name}: {said}; its reason is not shown, since the value is secret", module_id=error.module_id
+    )
 
 
 def convert_value(key: ConfigKey, value: object) -> Any:

@@ -148,7 +148,7 @@ class AuditLog:
         log.warning("the audit log is not as it was left: %s", words)
         if told.keys() - {"half_line", "after_head"}:  # what a power cut or a kill leaves behind
             self._contradictions.append(
-                f"the audit log is not as it was left ({words}): nexusctl audit verify"
+                f"the audit log is not as it was left ({words}); nexusctl audit verify"
             )
         return _Job(_own("recovered", told).content())
 

@@ -153,9 +153,9 @@ class AuditFiles:
         told: dict[str, Any] = {"half_line": half_line} if half_line is not None else {}
         there = self._last_mark()
         if self._mark is not None:  # what this process wrote it knows better than any file
-            told |= _contradiction(self._mark, there)
+            told |= _contradiction(self._mark, there, beyond="added")
         elif (head := read_head(self._head_path)) is not None:
-            told |= _contradiction(head.last, there)
+            told |= _contradiction(head.last, there, beyond="after_head")
             self._mark = there if there and there.seq > head.last.seq else head.last
             self._first = head.first
         else:
@@ -195,14 +195,14 @@ class AuditFiles:
         return None
 
 
-def _contradiction(known: Mark, there: Mark | None) -> dict[str, Any]:
+def _contradiction(known: Mark, there: Mark | None, beyond: str) -> dict[str, Any]:
     """What differs between the last record that is known of and the last one that is there."""
     if there is None:
         return {"missing": f"all records up to {known.seq}"} if known.seq else {}
     if there.seq < known.seq:
         return {"missing": f"records {there.seq + 1} to {known.seq}"}
-    if there.seq > known.seq:  # at a start: nexusd was killed before it noted them
-        return {"after_head": there.seq - known.seq}
+    if there.seq > known.seq:  # at a start: nexusd was killed before it noted them, most likely
+        return {beyond: there.seq - known.seq}
     return {"changed": f"record {there.seq}"} if there.hash != known.hash else {}
 
 

@@ -117,6 +117,12 @@ def test_effective_permissions_are_the_narrower_of_each_pair():
     assert set(effective_permissions(ALICE, Grants(), context)) == {*READING, "module.start", "daemon.reload"}
 
 
+def test_what_a_wider_permission_covers_is_not_said_again():
+    assert effective_permissions(ROOT, Grants(), ANYTHING) == ("*",)
+    grants = Grants(users={"bob": ("operator", "starter")}, roles={"starter": ("module.start",)})
+    assert set(effective_permissions(BOB, grants, ANYTHING)) == {*READING, "module.*", "daemon.reload"}
+
+
 def test_an_authority_remembers_what_it_allowed_and_refuses_each_time():
     allow = authority(Grants(), ANYTHING)
     for _ in range(2):
