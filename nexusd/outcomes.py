@@ -6,7 +6,7 @@ Pure but for the last lines of a log. Waiting for the outcome is `nexusd.operati
 from collections.abc import Callable
 from typing import Any
 
-from nexusd.domain import lifecycle
+from nexusd.domain import lifecycle, settings
 from nexusd.domain.errors import DependencyFailed, NexusError, NotPossible, StartFailed
 from nexusd.domain.fleet import Module, ModuleState, Refusal
 from nexusd.domain.lifecycle import Replica
@@ -42,7 +42,7 @@ class Outcomes:
     def is_renewed(self, former: frozenset[str]) -> Callable[[Module], bool]:
         def is_reached(module: Module) -> bool:
             if module.refused is not None:
-                raise self._upgrade_refused(module.refused)
+                raise self._upgrade_refused(module, module.refused)
             _refuse_stuck(module, f"cannot end the former process of {module.id}")
             if any(replica.run in former for replica in module.replicas):
                 return False
@@ -72,14 +72,14 @@ class Outcomes:
         is_over = isinstance(replica.state, lifecycle.Failed | lifecycle.Stopped)
         again = "" if is_over else "; it is being tried again"
         reason = replica.reason or (exit.description if exit else "unknown")
-        return self._told_by(replica, f"{module.id} did not start: {reason}{again}", reason)
+        return self._told_by(module, replica, f"{module.id} did not start: {reason}{again}", reason)
 
-    def _upgrade_refused(self, refusal: Refusal) -> StartFailed:
+    def _upgrade_refused(self, module: Module, refusal: Refusal) -> StartFailed:
         module_id, reason = refusal.successor.module_id, refusal.reason
         what = f"{module_id} was not reloaded: the new generation failed ({reason}); the old one goes on"
-        return self._told_by(refusal.successor, what, reason)
+        return self._told_by(module, refusal.successor, what, reason)
 
-    def _told_by(self, replica: Replica, what: str, reason: str) -> StartFailed:
+    def _told_by(self, module: Module, replica: Replica, what: str, reason: str) -> StartFailed:
         """With what the replica itself leaves behind: its last words, its exit, the end of its log."""
         return StartFailed(
             what,
@@ -88,8 +88,14 @@ class Outcomes:
             hint=f"nexusctl logs {replica.module_id}",
             replica=replica.name,
             exit=exit_shown(replica.history.last_exit),
-            log=self._logs.tail(replica.name, LOG_LINES),
+            log=[_without_secrets(module, line) for line in self._logs.tail(replica.name, LOG_LINES)],
         )
+
+
+def _without_secrets(module: Module, line: str) -> str:
+    if module.definition is None:
+        return line
+    return settings.without_secrets(module.definition.manifest, module.configured, line)
 
 
 def _refuse_stuck(module: Module, command: str) -> None:

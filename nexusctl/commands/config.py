@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from functools import partial
+from getpass import getpass
 from typing import Any, NoReturn
 
 import click
@@ -89,14 +91,16 @@ def _get_several(invocation: Invocation, pattern: str, key: str | None) -> int:
 @config.command("set")
 @module_argument(several=False)
 @click.argument("key", shell_complete=complete_keys)
-@click.argument("value")
+@click.argument("value", required=False)
 @answers
-def set_value(invocation: Invocation, module: str, key: str, value: str) -> int:
+def set_value(invocation: Invocation, module: str, key: str, value: str | None) -> int:
     """Set one KEY of a module, or of each that a pattern means.
 
     VALUE is taken as JSON if it reads as JSON, else as text. Text that looks like JSON: '"5000"'.
+    A secret belongs into no command line, which others can see: - reads the value from stdin, and without a VALUE
+    it is asked for on the terminal.
     """
-    params = {"key": key, "value": as_value(value)}
+    params = {"key": key, "value": as_value(_given(value, module, key))}
     patience = invocation.action_timeout + GRACE_S
     if is_single([module]):
         result = _ask(invocation, "configure", {"module_id": module, **params}, patience)
@@ -111,6 +115,15 @@ def set_value(invocation: Invocation, module: str, key: str, value: str) -> int:
         for result in results:
             invocation.show(result, partial(_set, result), result["module_id"])
     return worst(statuses)
+
+
+def _given(value: str | None, module: str, key: str) -> str:
+    """The value, which need not stand on the command line."""
+    if value is None and sys.stdin.isatty():
+        return getpass(f"{module} {key}: ")
+    if value is None:
+        raise click.UsageError("the value is missing; - reads it from stdin")
+    return sys.stdin.read().removesuffix("\n") if value == "-" else value
 
 
 def _each(

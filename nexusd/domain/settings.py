@@ -17,6 +17,7 @@ from nexusd.domain.manifest_sections import ConfigKey, Manifest
 from nexusd.domain.units import Seconds
 
 MASK: Final = "********"
+LEAST_MASKED: Final = 4  # characters; to mask shorter ones in a text would tell where they stand
 RANGED: Final = ("int", "float", "duration")
 # What SQLite, JSON readers in other languages and C programs hold without loss.
 _LEAST_INT, _GREATEST_INT = -(2**63), 2**63 - 1
@@ -54,6 +55,17 @@ def without_words(key: ConfigKey, name: str, error: NexusError) -> NexusError:
     return kind(
         f"{name}: {said}; its reason is not shown, since the value is secret", module_id=error.module_id
     )
+
+
+def without_secrets(manifest: Manifest, configured: Mapping[str, Any], text: str) -> str:
+    """A module's own words, its secret values masked: it may have put one into an error's text."""
+    values = effective(manifest, configured)
+    for name, key in manifest.config.items():
+        if key.secret:
+            for value in values[name] if isinstance(values[name], list) else [values[name]]:
+                if len(str(value)) >= LEAST_MASKED:
+                    text = text.replace(str(value), MASK)
+    return text
 
 
 def convert_value(key: ConfigKey, value: object) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from nexusd.domain import lifecycle, runs
+from nexusd.domain import lifecycle, runs, settings
 from nexusd.domain.fleet import Fleet, FleetEvent, Module, News
 from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition
@@ -123,6 +123,7 @@ class KeeperNews:
             for replica in module.replicas:
                 if replica.run is not None:
                     row = rows.pop(replica.run, None)
+                    row = row and self._without_secrets(row, module.id)
                     for event in _facts(replica, row):
                         self._handle(News(module.id, replica.key, event))
                     if row is None:
@@ -157,8 +158,17 @@ class KeeperNews:
             if message["say"] in ("exited", "refused"):
                 self._processes.forget(message["run"])
             return
-        for event in _events(message):
+        for event in _events(self._without_secrets(message, place[0])):
             self._handle(News(*place, event))
+
+    def _without_secrets(self, message: Message, module_id: str) -> Message:
+        """What a module says of itself goes into status, events and errors."""
+        said = message.get("notices", {}).get("STATUS")
+        module = self._fleet().modules[module_id]
+        if said is None or module.definition is None:
+            return message
+        masked = settings.without_secrets(module.definition.manifest, module.configured, said)
+        return {**message, "notices": {**message["notices"], "STATUS": masked}}
 
     def _place(self, run: str) -> tuple[str, tuple[int, int]] | None:
         key = runs.parse(run)

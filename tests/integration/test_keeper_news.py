@@ -128,6 +128,16 @@ def test_news_become_events_of_the_replica(stage: Stage) -> None:
     assert stage.hear(exited(run, 7 << 8)) == [Exited(run, Exit(code=7))]
 
 
+def test_a_secret_in_what_a_module_says_of_itself_is_masked_before_anybody_hears_it() -> None:
+    key = {"type": "str", "default": "hunter2", "secret": True}
+    short = {"type": "str", "default": "no", "secret": True}
+    stage = Stage(config={"password": key, "answer": short})
+    stage.begin()
+    notices = {"STATUS": "ValueError: no such password: hunter2"}
+    (event,) = stage.hear({"say": "notify", "run": stage.run, "notices": notices})
+    assert event.text == "ValueError: no such password: ********"
+
+
 @pytest.mark.parametrize("value", ["0", "", "yes"])
 def test_only_one_is_ready(stage: Stage, value: str) -> None:
     assert stage.hear({"say": "notify", "run": stage.run, "notices": {"READY": value}}) == []

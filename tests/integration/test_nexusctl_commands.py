@@ -20,6 +20,7 @@ from nexusctl.__main__ import run
 from nexusctl.cli import run_command
 from nexusctl.invocation import Invocation
 from nexusctl.output import Page
+from nexusd.domain import chain
 from tests.fake_daemon import (
     Connection,
     FakeDaemon,
@@ -744,3 +745,143 @@ def test_progress_is_drawn_on_a_terminal_and_taken_away_again(daemon: FakeDaemon
     rest = os.read(terminal, 1000)
     os.close(terminal)
     assert (starting.returncode, (seen + rest).endswith(b"\x1b[1A\x1b[J")) == (0, True)
+
+
+CONFIGURED = {"module_id": "a/b", "key": "password", "value": "********", "previous": "", "applied": "stored"}
+
+
+def test_a_value_can_be_kept_out_of_the_command_line(
+    daemon: FakeDaemon, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answers["configure"] = CONFIGURED
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hunter2\n"))
+    assert said("config", "set", "a/b", "password", "-")[0] == 0
+    assert daemon.asked[-1] == ("configure", {"module_id": "a/b", "key": "password", "value": "hunter2"})
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hunter2\n"))
+    ended, _, err = said("config", "set", "a/b", "password")
+    assert (ended, "- reads it from stdin" in err) == (2, True)
+
+
+def test_a_value_is_asked_for_on_a_terminal_and_not_shown(daemon: FakeDaemon) -> None:
+    daemon.answers["configure"] = CONFIGURED
+    terminal, other_end = pty.openpty()
+    with subprocess.Popen(
+        [*NEXUSCTL, "config", "set", "a/b", "password"],
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
+        start_new_session=True,  # no terminal of its own: then getpass takes stdin
+        cwd=ROOT,
+    ) as process:
+        seen = b""
+        while b"a/b password: " not in seen:
+            seen += os.read(terminal, 1000)
+        os.write(terminal, b"hunter2\n")
+        while b"applied" not in seen and b"stored" not in seen:
+            seen += os.read(terminal, 1000)
+        assert process.wait(20) == 0
+    os.close(other_end)
+    os.close(terminal)
+    assert daemon.asked[-1][1]["value"] == "hunter2"
+    assert b"hunter2" not in seen
+
+
+# The audit log
+
+
+def record(seq: int, outcome: str = "ok", **more: Any) -> Params:
+    return {
+        "seq": seq,
+        "time": "2026-01-02T03:04:05.000000Z",
+        "principal": "alice",
+        "uid": 1000,
+        "pid": 7,
+        "method": "stop_module",
+        "params": {"module_id": "mesh/echo", "cascade": False},
+        "outcome": outcome,
+        "prev": "0" * 64,
+        "hash": "f" * 64,
+        **more,
+    }
+
+
+RECORDS = [
+    record(1, "begun"),
+    record(2, begun=1, duration_s=0.0123),
+    record(3, "denied", permission="module.stop", duration_s=0.0),
+    record(4, "error", error="not_possible", duration_s=1.5),
+    record(5, "begun"),
+]
+
+
+def test_the_audit_log_is_shown_a_line_for_each_command(daemon: FakeDaemon, said: Said) -> None:
+    daemon.answers["get_audit"] = {"records": RECORDS, "subscription": None}
+    ended, out, _ = said("audit", "tail")
+    assert ended == 0
+    command = "alice  stop_module mesh/echo cascade=false"
+    assert [line.split("  ", 1)[1] for line in out.splitlines()] == [
+        f"{command}  ok  12 ms",
+        f"{command}  denied: lacks module.stop  0 ms",
+        f"{command}  error: not_possible  1500 ms",
+        f"{command}  begun",
+    ]
+    assert json.loads(said("-o", "json", "audit", "tail", "mesh/echo", "-n", "7")[1]) == RECORDS
+    assert daemon.asked[-1] == ("get_audit", {"module_id": "mesh/echo", "limit": 7})
+
+
+def test_following_the_audit_log_shows_each_record_once(daemon: FakeDaemon) -> None:
+    def answer(params: Params, connection: Connection) -> Params:
+        if not params.get("follow"):
+            return {"records": RECORDS[:2], "subscription": None}
+        assert params["since"] == 2
+        for one in RECORDS[2:4]:
+            connection.afterwards(lambda one=one: connection.notify("audit", subscription=-1, record=one))
+        connection.afterwards(connection.close)
+        return {"records": RECORDS[2:3], "subscription": -1}
+
+    daemon.answers["get_audit"] = answer
+    ran = subprocess.run(
+        [*NEXUSCTL, "-o", "jsonl", "audit", "tail", "-f"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        cwd=ROOT,
+    )
+    assert [json.loads(line)["seq"] for line in ran.stdout.splitlines()] == [1, 2, 3, 4]
+
+
+def test_verify_names_what_was_found_and_fails(daemon: FakeDaemon, said: Said) -> None:
+    found = {"file": "audit.log", "line": 7, "problem": "missing", "text": "record 7 is missing"}
+    told = {"whole": False, "records": 9, "first": 1, "last": {"seq": 10, "hash": "f" * 64}, "after_head": 0}
+    daemon.answers["verify_audit"] = {**told, "findings": [found], "findings_total": 3}
+    ended, out, _ = said("audit", "verify", "--anchor", f"3:{'a' * 64}")
+    assert (ended, out.splitlines()) == (
+        1,
+        [
+            "audit.log line 7: record 7 is missing",
+            "and 2 findings more",
+            "NOT whole: 9 records, 1 to 10",
+            f"last: 10:{'f' * 64}",
+        ],
+    )
+    assert daemon.asked[-1] == ("verify_audit", {"anchors": {"3": "a" * 64}})
+    assert said("audit", "verify", "--anchor", "3")[0] == 2
+
+
+def test_files_are_verified_without_a_daemon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUS_SOCKET", str(tmp_path / "nothing"))
+    first, mark = chain.sealed(b'{"method":"x"}', chain.Mark())
+    second, last = chain.sealed(b'{"method":"y"}', mark)
+    (tmp_path / "audit.000000000001.log").write_bytes(first + b"\n")
+    (tmp_path / "audit.log").write_bytes(second + b"\n")
+    head = tmp_path / "head"
+    head.write_text(chain.head_text(chain.Head(last)))
+    assert run(["audit", "verify", str(tmp_path), "--head", str(head)]) == 0
+    assert capsys.readouterr().out == f"whole: 2 records, 1 to 2\nlast: 2:{last.hash}\n"
+    (tmp_path / "audit.log").write_bytes(second.replace(b'"y"', b'"z"') + b"\n")
+    assert run(["audit", "verify", str(tmp_path)]) == 1
+    assert f"{tmp_path}/audit.log line 1: record 2 was changed" in capsys.readouterr().out
+    assert run(["audit", "verify", str(tmp_path / "not-there")]) == 1
+    assert "No such file" in capsys.readouterr().err

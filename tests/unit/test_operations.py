@@ -569,6 +569,33 @@ def test_a_mistyped_key_names_its_near_match(house):
     assert refusal(BadValue, house.operations.configure(ECHO, "xyz", 1)).hint == f"nexusctl config get {ECHO}"
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (BadValue("'hunter2' is too short", reason="hunter2"), BadValue),
+        (NotPossible("no configure, not even for hunter2", reason="hunter2"), NotPossible),
+    ],
+)
+def test_what_a_module_says_of_a_secret_value_is_not_repeated(house, said, kind, caplog):
+    house.put(ECHO, config=KEYS, replicas=2)
+    house.is_running(ECHO)
+    house.tell(ECHO, lifecycle.Ready, index=1)
+    house.control.refusals[f"{ECHO}#1", "hunter2"] = said
+    house.control.refusals[f"{ECHO}#0", "none"] = BadValue("not 'none' again")
+    error = refusal(kind, house.operations.configure(ECHO, "token", "hunter2"))
+    assert str(error).startswith("token: the module ")
+    assert "hunter2" not in f"{error} {error.data()} {caplog.text}"
+    assert "not 'none' again" not in caplog.text
+
+
+def test_a_secret_among_a_failed_module_s_last_words_is_masked(house):
+    house.is_running(BUS)
+    outcome(house.operations.configure(ECHO, "token", "hunter2"))
+    house.logs.lines[f"{ECHO}#0"] = ["ValueError: bad token hunter2"]
+    error = refusal(StartFailed, house.operations.start(ECHO, PATIENT), lambda: house.exits(ECHO))
+    assert error.details["log"] == ["ValueError: bad token ********"]
+
+
 def test_what_one_replica_refuses_is_taken_back_from_those_already_told(house):
     house.put(ECHO, config=KEYS, replicas=2)
     house.is_running(ECHO)
