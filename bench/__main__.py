@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import crash, idle, logs, modules, nexusctl, programs, startup, status
+from bench import audit, crash, idle, logs, modules, nexusctl, programs, startup, status
 from bench.processes import slowness
 from bench.rows import HEAD, Row, lines
 
@@ -24,6 +24,7 @@ MEASURES: dict[str, Callable[[], list[Row]]] = {
     "modules": modules.measure,
     "idle": idle.measure,
     "logs": logs.measure,
+    "audit": audit.measure,
 }
 
 

@@ -24,7 +24,7 @@ from nexusd.domain.errors import NotPossible
 from nexusd.system.audit_files import AuditFiles, lines_from_the_end, open_all
 
 KEPT_FOR_LATER = 1000  # lines about what has happened already, while the disk takes none
-BREATH_LINES = 256  # the interpreter is handed over so often while a log is proved or searched
+BREATH_LINES = 64  # the interpreter is handed over so often while a log is proved or searched
 
 log = logging.getLogger("nexusd.audit")
 

@@ -29,6 +29,7 @@ METHODS = {
     *("get_status", "check_liveness", "check_readiness", "check_critical_modules", "whoami", "rpc.discover"),
     *("start_module", "stop_module", "restart_module", "reload_module", "configure", "get_config"),
     *("get_logs", "subscribe_events", "get_history", "reload_daemon", "shutdown"),
+    *("get_audit", "verify_audit"),
 }
 
 
