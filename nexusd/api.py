@@ -3,7 +3,7 @@
 Apart from `daemon` because it is slow to import: jsonrpcserver brings jsonschema with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +43,9 @@ def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) ->
     api = Api(
         parts.supervisor, parts.operations, parts.daemon, parts.identity, parts.logs, parts.events, families
     )
-    observers: list[Observer] = [_ClosingTime(parts.is_leaving)]
-    # Last: what the others refuse has no line that says it began.
-    observers.append(AuditTrail(parts.audit, parts.operations.is_secret, audits_reads))
+    # First: what the others say of a call is said when its line is safe.
+    observers: list[Observer] = [AuditTrail(parts.audit, parts.operations.is_secret, audits_reads)]
+    observers.append(_ClosingTime(parts.is_leaving))
     dispatcher = Dispatcher(api.methods, authorise=parts.authorise, observers=observers)
     return RpcServer(dispatcher, _limits(bounds), group=bounds.group)
 
@@ -67,8 +67,12 @@ class _ClosingTime:
     def __init__(self, is_leaving: Callable[[], bool]) -> None:
         self._is_leaving = is_leaving
 
-    def admit(self, _call: Call, method: Method, _params: Mapping[str, Any]) -> None:
-        if method.audited and self._is_leaving():
+    def admit(self, _call: Call, method: Method, _params: Mapping[str, Any]) -> Awaitable[None] | None:
+        return self._refuse_late() if method.audited else None
+
+    async def _refuse_late(self) -> None:
+        """Awaited after the audit log: what was in time before may be late now."""
+        if self._is_leaving():
             raise ShuttingDown("nexusd is shutting down")
 
     def done(self, *_what: object) -> None:

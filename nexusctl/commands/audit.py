@@ -47,7 +47,8 @@ def tail(invocation: Invocation, module: str | None, follow: bool, lines: int) -
             return DONE
         _write(invocation, found)
         if follow:
-            last = found[-1]["seq"] if found else client.call("get_audit", {"limit": 1})["records"][-1]["seq"]
+            newest = found or client.call("get_audit", {"limit": 1})["records"]
+            last = newest[-1]["seq"] if newest else 0
             until_interrupted(lambda: _follow(invocation, client, params, last))
     return DONE
 

@@ -57,7 +57,8 @@ class Method:
     """One row of the table.
 
     `permission` None is open to everybody who can connect. A handler that is a plain function is answered in
-    the same pass over the input; a coroutine function gets a task and is in flight until it is done.
+    the same pass over the input; a coroutine function gets a task and is in flight until it is done. So does an
+    `audited` one of either kind: a command waits until its line in the audit log is safe.
     """
 
     name: str

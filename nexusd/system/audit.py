@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,6 +29,7 @@ BREATH_LINES = 64  # the interpreter is handed over so often while a log is prov
 log = logging.getLogger("nexusd.audit")
 
 Subscriber = Callable[[bytes], None]
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -81,10 +82,16 @@ class AuditLog:
 
     async def records(self, most: int, since: int, module_id: str | None) -> list[bytes]:
         """The last lines, oldest first, of records with a greater number than `since`."""
-        return await asyncio.to_thread(self._records, most, since, module_id)
+        return await self._reading(self._records, most, since, module_id)
 
     async def verify(self, anchors: Mapping[int, str]) -> Verdict:
-        return await asyncio.to_thread(self._verify, anchors)
+        return await self._reading(self._verify, anchors)
+
+    async def _reading(self, read: Callable[..., _T], *of: Any) -> _T:
+        try:
+            return await asyncio.to_thread(read, *of)
+        except OSError as error:
+            raise NotPossible(f"the audit log cannot be read: {error.filename}: {error.strerror}") from error
 
     def close(self) -> None:
         """Write what is left, and that nexusd ends."""
@@ -106,6 +113,8 @@ class AuditLog:
         first = [*left_open, _own("start", about)]
         self._jobs.extendleft(_Job(entry.content()) for entry in reversed(first))
         self._write_all()
+        mark = self._files.mark  # whoever keeps this line elsewhere can hold the log against it
+        log.info("the audit log goes on at record %d, hash %s", mark.seq, mark.hash)
 
     def _left_open(self) -> Iterator[Entry]:
         """What a former nexusd began and did not end: it was killed meanwhile."""

@@ -4,6 +4,8 @@
 lines say is `domain.audit`'s, how they hang together `domain.chain`'s; when they must be safe, `system.audit` says.
 """
 
+import errno
+import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -58,7 +60,7 @@ class AuditFiles:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         os.chmod(self.folder, 0o700)
         self._head = _open_private(self._head_path, os.O_RDWR)
-        self._file = _open_private(self._path, os.O_RDWR | os.O_APPEND)
+        self._file = self._open_log()
         _sync_folder(self.folder)
         told = self._resume()
         return told or ({"touched": "the file was changed by another while nexusd ran"} if was_open else None)
@@ -93,6 +95,16 @@ class AuditFiles:
 
     # Writing
 
+    def _open_log(self) -> int:
+        """Open the newest file, which one nexusd alone may write."""
+        descriptor = _open_private(self._path, os.O_RDWR | os.O_APPEND)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise OSError(errno.EBUSY, "another nexusd writes it", self._path) from None
+        return descriptor
+
     @property
     def _path(self) -> str:
         return os.path.join(self.folder, CURRENT)
@@ -112,7 +124,7 @@ class AuditFiles:
         written = os.write(self._file, line)
         if written < len(line):  # the disk is full: no half line stays behind
             os.ftruncate(self._file, self._size)
-            raise OSError(28, "No space left on device", self._path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
         self._size += written
 
     def _rotate(self) -> None:
@@ -122,7 +134,7 @@ class AuditFiles:
         os.rename(self._path, os.path.join(self.folder, f"audit.{self._begins:012d}.log"))
         os.close(self._file)
         self._file = None
-        self._file = _open_private(self._path, os.O_RDWR | os.O_APPEND)
+        self._file = self._open_log()
         _sync_folder(self.folder)
         self._size, self._begins = 0, self.mark.seq + 1
         log.info("audit log turned over after record %d, hash %s", self.mark.seq, self.mark.hash)

@@ -49,6 +49,7 @@ class House:
             finally:
                 if killed:
                     log._thread.shutdown(wait=True)
+                    log._files.close()  # as the kernel does
                 else:
                     log.close()
 
@@ -358,3 +359,30 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(house: House, tmp_path:
 
     house.tell(story)
     assert victim.read_text() == "precious"
+
+
+def test_two_nexusds_do_not_write_one_log(house: House, tmp_path: Path) -> None:
+    async def story(log: AuditLog) -> None:
+        await log.begin(entry())
+        other = AuditLog(str(house.folder), str(tmp_path / "other.head"), max_size=1 << 20, files=5)
+        other.open()
+        with pytest.raises(NotPossible) as refused:
+            await other.begin(entry())
+        assert "another nexusd writes it" in (refused.value.reason or "")
+        other.close()
+        await log.begin(entry())
+        assert log.troubles == []
+
+    house.tell(story)
+    assert house.findings() == []
+
+
+def test_a_log_that_cannot_be_read_is_an_error_in_words(house: House) -> None:
+    async def story(log: AuditLog) -> None:
+        await log.begin(entry())
+        os.rename(house.folder, f"{house.folder}.away")
+        for reading in (log.records(1, 0, None), log.verify({})):
+            with pytest.raises(NotPossible, match=r"cannot be read: .*audit: No such file"):
+                await reading
+
+    house.tell(story)
