@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from nexusctl.client import Client
 from nexusctl.commands.names import Commands
 from nexusctl.commands.options import answers
 from nexusctl.commands.watch import follow_option, lines_option, until_interrupted
@@ -20,6 +21,7 @@ from nexusctl.invocation import ACTION_TIMEOUT_S, Invocation
 from nexusctl.output import clean, compact, indented, moment, value_text
 from nexusd.domain.chain import Verdict, Verification, head_of, in_order
 
+MOST_RECORDS = 10_000  # that the daemon gives at once
 OUTCOME_COLOURS = {"ok": "green", "begun": "cyan"}
 
 
@@ -41,7 +43,7 @@ def tail(invocation: Invocation, module: str | None, follow: bool, lines: int) -
     """
     params = {"module_id": module} if module is not None else {}
     with invocation.client() as client:
-        found = client.call("get_audit", {**params, "limit": max(lines, 1)})["records"] if lines else []
+        found = _last(client, params, lines, folded=not invocation.is_json) if lines else []
         if invocation.output == "json" and not follow:
             print(indented(found))
             return DONE
@@ -53,8 +55,19 @@ def tail(invocation: Invocation, module: str | None, follow: bool, lines: int) -
     return DONE
 
 
-def _follow(invocation: Invocation, client: Any, params: dict[str, Any], last: int) -> None:
-    subscription = client.subscribe("get_audit", {**params, "since": last, "limit": 10_000, "follow": True})
+def _last(client: Client, params: dict[str, Any], lines: int, folded: bool) -> list[dict[str, Any]]:
+    """As many records as are to be shown, and those that will not be shown beside their second ones."""
+    limit = min(2 * lines if folded else lines, MOST_RECORDS)
+    records: list[dict[str, Any]] = client.call("get_audit", {**params, "limit": limit})["records"]
+    ended = {record.get("begun") for record in records}
+    shown = [record["seq"] for record in records if record["seq"] not in ended][-lines:]
+    return [record for record in records if record["seq"] >= shown[0]] if shown and folded else records
+
+
+def _follow(invocation: Invocation, client: Client, params: dict[str, Any], last: int) -> None:
+    subscription = client.subscribe(
+        "get_audit", {**params, "since": last, "limit": MOST_RECORDS, "follow": True}
+    )
     fresh = subscription.first["records"]
     while True:
         _write(invocation, fresh)

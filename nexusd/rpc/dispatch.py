@@ -197,6 +197,9 @@ class _Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, where: TracebackType | None
     ) -> bool:
+        for admission in self.admissions:
+            if isinstance(admission, Coroutine):
+                admission.close()  # of a call that was refused before this one's turn came
         if failure is None:
             self._tell_observers(None)
             return True

@@ -827,6 +827,8 @@ def test_the_audit_log_is_shown_a_line_for_each_command(daemon: FakeDaemon, said
     ]
     assert json.loads(said("-o", "json", "audit", "tail", "mesh/echo", "-n", "7")[1]) == RECORDS
     assert daemon.asked[-1] == ("get_audit", {"module_id": "mesh/echo", "limit": 7})
+    assert len(said("audit", "tail", "-n", "2")[1].splitlines()) == 2
+    assert daemon.asked[-1] == ("get_audit", {"limit": 4})
 
 
 def test_following_the_audit_log_shows_each_record_once(daemon: FakeDaemon) -> None:
