@@ -5,6 +5,7 @@ how a command ended wait for nobody: a power cut may lose them, never the line t
 """
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -110,7 +111,7 @@ class AuditLog:
             left_open = list(self._left_open())
         except OSError:  # the first write meets it too, and tells of it
             left_open = []
-        first = [*left_open, _own("start", about)]
+        first = [*reversed(left_open), _own("start", about)]
         self._jobs.extendleft(_Job(entry.content()) for entry in reversed(first))
         self._write_all()
         mark = self._files.mark  # whoever keeps this line elsewhere can hold the log against it
@@ -148,6 +149,9 @@ class AuditLog:
             self._files.note_head()
         except OSError as error:
             failure = error
+        except Exception:  # the thread's border: nobody may wait for ever
+            log.exception("the audit log met a defect")
+            failure = OSError(errno.EIO, "a defect of nexusd, told in its log", self._folder)
         self._note(failure)
         self._settle(jobs, failure)
 

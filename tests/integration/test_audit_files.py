@@ -334,6 +334,7 @@ def test_the_last_records_are_read_over_the_bounds_of_files(house: House) -> Non
     house.fill(30, max_size=4096)
 
     async def story(log: AuditLog) -> None:
+        await log.begin(entry())  # by then the line of the start is there
         records = [json.loads(line) for line in await log.records(40, 0, None)]
         seqs = [record["seq"] for record in records]
         assert seqs == list(range(seqs[-1] - 39, seqs[-1] + 1))
@@ -386,3 +387,17 @@ def test_a_log_that_cannot_be_read_is_an_error_in_words(house: House) -> None:
                 await reading
 
     house.tell(story)
+
+
+def test_a_defect_of_our_own_keeps_nobody_waiting(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(log: AuditLog) -> None:
+        await log.begin(entry())
+        with monkeypatch.context() as patched:
+            patched.setattr(audit_files, "sealed", lambda *_: 1 / 0)
+            with pytest.raises(NotPossible) as refused:
+                await log.begin(entry())
+        assert "a defect of nexusd" in (refused.value.reason or "")
+        await log.begin(entry())
+
+    house.tell(story)
+    assert house.findings() == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -252,3 +254,36 @@ def test_findings_and_anchors_go_over_the_api() -> None:
         assert refused["error"]["code"] == -32602
 
     tell(story)
+
+
+def test_an_admission_after_the_one_that_refused_is_not_begun() -> None:
+    begun: list[str] = []
+
+    class Watcher:
+        def __init__(self, name: str, refuses: bool) -> None:
+            self.name, self.refuses = name, refuses
+
+        def admit(self, *_: object) -> Awaitable[None]:
+            return self.take()
+
+        async def take(self) -> None:
+            begun.append(self.name)
+            if self.refuses:
+                raise NotPossible("no")
+
+        def done(self, *_: object) -> None:
+            begun.append(f"{self.name} is told")
+
+    async def story(house: House) -> None:
+        row = Method("stop", house.stop, "Stops.", OneModule, None, True)
+        watchers = [Watcher("first", refuses=True), Watcher("second", refuses=False)]
+        house.dispatcher = Dispatcher([row], authorise=lambda *_: None, observers=watchers)
+        assert (await house.answer("stop"))["error"]["data"]["kind"] == "not_possible"
+        assert house.ran == []
+        gc.collect()
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        tell(story)
+    assert begun == ["first", "first is told", "second is told"]
+    assert [one for one in warned if "never awaited" in str(one.message)] == []
