@@ -105,7 +105,7 @@ def test_a_module_that_was_stopping_is_killed_by_the_next_nexusd_when_its_time_i
 
 
 def test_a_module_in_back_off_waits_on_and_is_started_at_the_same_time(nexus: Nexus, gate: Fifo) -> None:
-    backoff = '[restart]\nbackoff = { first = "1500ms", initial = "1500ms", jitter = 0.0 }\n'
+    backoff = '[restart]\nbackoff = { first = "5s", initial = "5s", jitter = 0.0 }\n'
     nexus.add_program("a/one", OBEDIENT, backoff)
     nexus.start()
     nexus.bell.hear()
