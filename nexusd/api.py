@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nexusd.chaos import Conductor
 from nexusd.config import Api as Bounds
 from nexusd.domain.access import Caller
 from nexusd.domain.errors import ShuttingDown
@@ -14,6 +15,7 @@ from nexusd.operations import Operations
 from nexusd.ports import AuditLog, Daemon, EventSource, LogReader
 from nexusd.rpc.audit import AuditReading, AuditTrail
 from nexusd.rpc.call import Call, Method
+from nexusd.rpc.chaos import ChaosMethods
 from nexusd.rpc.connection import Limits
 from nexusd.rpc.dispatch import Dispatcher, Observer
 from nexusd.rpc.identity import Identity
@@ -28,6 +30,7 @@ class Parts:
 
     supervisor: Supervisor
     operations: Operations
+    chaos: Conductor
     daemon: Daemon
     identity: Identity
     logs: LogReader
@@ -40,6 +43,7 @@ class Parts:
 def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) -> RpcServer:
     families: list[Method] = []
     families += AuditReading(parts.audit).methods
+    families += ChaosMethods(parts.operations, parts.chaos).methods
     api = Api(
         parts.supervisor, parts.operations, parts.daemon, parts.identity, parts.logs, parts.events, families
     )

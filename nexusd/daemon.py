@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexusd import __version__
 from nexusd.catalogue import Catalogue
+from nexusd.chaos import Conductor
 from nexusd.config import Config, InvalidConfig, Options, read_config
 from nexusd.domain import lifecycle
 from nexusd.domain.access import SecurityContext, authority
@@ -23,7 +24,7 @@ from nexusd.domain.errors import NexusError, NotPossible, ShuttingDown
 from nexusd.domain.fleet import Fleet, Module, Want
 from nexusd.keeper import host
 from nexusd.keeper.client import KeeperClient
-from nexusd.keeper.proctable import become_subreaper
+from nexusd.keeper.proctable import become_subreaper, is_any_stopped
 from nexusd.operations import Operations
 from nexusd.rpc import endpoint
 from nexusd.rpc.identity import Identity
@@ -129,7 +130,24 @@ class UniversalDaemon:
             self._processes.signal_leader,
             self._events.add,
         )
+        self._build_chaos()
         self._grant(config)
+
+    def _build_chaos(self) -> None:
+        self._chaos_clock = LoopClock(lambda: self._chaos.expire())
+        self._chaos = Conductor(
+            self.supervisor,
+            self._keeper,
+            is_any_stopped,
+            self._store,
+            self._chaos_clock,
+            self._events,
+            self._events.add,
+        )
+        self.supervisor.observers.append(self._chaos.observe)
+        self._operations.before_reload.append(
+            lambda module_id: self._chaos.release(module_id, "the module is being reloaded")
+        )
 
     def _grant(self, config: Config) -> None:
         self._grants = config.access.grants(os.getuid())
@@ -177,6 +195,8 @@ class UniversalDaemon:
         self._processes.holds_back = False
         self._news.begin()
         self._clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
+        self._chaos_clock.start()
+        self._chaos.restore(self._store.experiments())
         self._catalogue.start_wanted()
         self._clear_away()
         self._server = await asyncio.to_thread(self._build_server)
@@ -204,6 +224,7 @@ class UniversalDaemon:
             Parts(
                 self.supervisor,
                 self._operations,
+                self._chaos,
                 self,
                 self._identity(),
                 self._logs,
@@ -253,6 +274,7 @@ class UniversalDaemon:
             signal.SIGHUP, lambda: self._errand(self._reload_on_signal())
         )
         await self._leaving.wait()
+        await self._chaos.leave()  # first: what is frozen does not hear that it is to stop
         await self._stop_modules()
         await self._close()
         return self.exit_status

@@ -60,6 +60,7 @@ class Operations:
         self._reread = reread
         self._signal_leader = signal_leader
         self._tell = tell
+        self.before_reload: list[Callable[[str], None]] = []  # told the id of a module that will hand over
         self._configuring: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def module(self, module_id: str) -> Module:
@@ -141,6 +142,8 @@ class Operations:
             )
         definition = await self._definition_on_disk(module)
         changed = definition.digest != module.definition.digest
+        for observer in self.before_reload:
+            observer(module_id)
         states = await self._export_states(self.module(module_id))
         former = _runs(self.module(module_id))
         self._configs.hand_over(self.module(module_id), states)

@@ -1,7 +1,7 @@
 """What the supervisor and the commands need of the world, in their words. Adapters stand in `nexusd.system`."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from nexusd.domain.audit import Entry
 from nexusd.domain.chain import Verdict
@@ -44,6 +44,27 @@ class Store(Protocol):
     def save_count(self, module_id: str, count: int) -> Awaitable[None]: ...
 
     def save_value(self, module_id: str, key: str, value: Any) -> Awaitable[None]: ...
+
+
+class StoredExperiment(NamedTuple):
+    number: int
+    report: dict[str, Any]
+    lease: str | None  # what is to be undone; None: nothing
+
+
+class ExperimentStore(Protocol):
+    def save_experiment(self, number: int, report: Mapping[str, Any], lease: str | None) -> Awaitable[None]:
+        """Kept, power cut or not, once this returns. Raises NotPossible when the disk does not take it."""
+
+
+class Hands(Protocol):
+    """What an experiment needs to reach processes: the keeper."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    def signal(self, run: str, number: int, /) -> None:
+        """To every process of the run; to one that is gone it does nothing."""
 
 
 class Control(Protocol):

@@ -215,9 +215,9 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Chaos(Struct, frozen=True, forbid_unknown_fields=True):
-    """Whether experiments may disturb this module."""
+    """Whether experiments may disturb this module (`nexusctl chaos`)."""
 
-    allow: Annotated[bool, Meta(description="Experiments may disturb it")] = False
+    allow: Annotated[bool, Meta(description="Whether they may kill, terminate and freeze it")] = False
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -103,6 +103,13 @@ def members(run: str, leader: Stat, strays: Callable[[], list[Stray]]) -> list[S
     return [process for process in found.values() if process.state not in "ZX"]
 
 
+def is_any_stopped(pid: int) -> bool:
+    """Whether the process or one of its descendants is held by a SIGSTOP (T in /proc/pid/stat)."""
+    found: dict[int, Stat] = {}
+    _add_with_descendants(pid, found)
+    return any(process.state == "T" for process in found.values())
+
+
 def _add_with_descendants(pid: int, found: dict[int, Stat]) -> None:
     queue = [pid]
     while queue:

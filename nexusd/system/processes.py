@@ -6,6 +6,7 @@ from the manifest; forking is the keeper's.
 
 import os
 from collections.abc import Iterable, Mapping
+from signal import SIGCONT
 from typing import Any, Protocol
 
 import msgspec
@@ -94,7 +95,9 @@ class ReplicaProcesses:
         self._keeper.spawn(run, launch, names)
 
     def terminate(self, run: str, signal: int) -> None:
+        """With a SIGCONT after it: to a process that is held by SIGSTOP the signal would come too late."""
         self._keeper.signal(run, signal)
+        self._keeper.signal(run, SIGCONT)
 
     def signal_leader(self, run: str, signal: int) -> None:
         """Only the replica's first process: what its own children do with a SIGHUP is not ours to say."""

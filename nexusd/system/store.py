@@ -1,7 +1,7 @@
-"""What survives a reboot, in SQLite: wanted states, replica counts, configured values, the history of events.
+"""What survives a reboot, in SQLite: wanted states, replica counts, configured values, events, experiments.
 
-Implements `ports.Store`. One thread of its own does the writing, since synchronous=FULL waits for the disk.
-A damaged file is set aside and said to be; never overwritten. A row that can't be read is passed over.
+Implements `ports.Store` and `ports.ExperimentStore`. One thread does the writing, since synchronous=FULL
+waits for the disk. A damaged file is set aside, never overwritten. A row that can't be read is passed over.
 """
 
 import asyncio
@@ -16,13 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nexusd.domain.errors import NotPossible
+from nexusd.ports import StoredExperiment
 
 KEPT_EVENTS = 10_000
+KEPT_EXPERIMENTS = 200
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS wanted (module_id TEXT PRIMARY KEY, started INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS replicas (module_id TEXT PRIMARY KEY, count INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS configured (module_id TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (module_id, key));
 CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, event TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS experiments (number INTEGER PRIMARY KEY, report TEXT NOT NULL, lease TEXT);
 PRAGMA user_version = 1;
 """
 _T = TypeVar("_T")
@@ -80,6 +83,18 @@ class SqliteStore:
         rows = self._database.execute(newest_first, (most,)).fetchall()
         return [event for seq, raw in reversed(rows) for event in _readable(raw, f"event {seq}")]
 
+    def experiments(self) -> list[StoredExperiment]:
+        """The last ones, oldest first, and all with a lease."""
+        rows = self._database.execute(
+            "SELECT number, CAST(report AS BLOB), lease FROM experiments ORDER BY number"
+        )
+        found = []
+        for number, raw, lease in rows:
+            report = next(_readable(raw, f"experiment {number}"), None)
+            if report or lease is not None:  # what is to be undone does not need its report
+                found.append(StoredExperiment(number, report or {}, lease))
+        return found
+
     async def save_wanted(self, wanted: Mapping[str, bool]) -> None:
         rows = [(module_id, int(started)) for module_id, started in wanted.items()]
         await self._write("INSERT OR REPLACE INTO wanted VALUES (?, ?)", rows)
@@ -90,6 +105,17 @@ class SqliteStore:
     async def save_value(self, module_id: str, key: str, value: Any) -> None:
         row = (module_id, key, json.dumps(value))
         await self._write("INSERT OR REPLACE INTO configured VALUES (?, ?, ?)", [row])
+
+    async def save_experiment(self, number: int, report: Mapping[str, Any], lease: str | None) -> None:
+        row = (number, json.dumps(report), lease)
+
+        def write() -> None:
+            with self._database:
+                self._database.execute("INSERT OR REPLACE INTO experiments VALUES (?, ?, ?)", row)
+                old = (number - KEPT_EXPERIMENTS,)
+                self._database.execute("DELETE FROM experiments WHERE number <= ? AND lease IS NULL", old)
+
+        await self._in_thread(write)
 
     async def append_events(self, events: Iterable[tuple[int, str]]) -> None:
         """History need not survive a power cut to the last event: no waiting for the disk."""

@@ -30,6 +30,7 @@ METHODS = {
     *("start_module", "stop_module", "restart_module", "reload_module", "configure", "get_config"),
     *("get_logs", "subscribe_events", "get_history", "reload_daemon", "shutdown"),
     *("get_audit", "verify_audit"),
+    *("trigger_chaos", "abort_chaos", "list_chaos", "get_chaos"),
 }
 
 

@@ -366,6 +366,7 @@ def test_signals_and_ends_are_passed_on(processes: ReplicaProcesses, keeper: Fak
     processes.forget(RUN)
     assert keeper.asked == [
         ("signal", RUN, signal.SIGTERM, False),
+        ("signal", RUN, signal.SIGCONT, False),  # one that is stopped would not hear it
         ("signal", RUN, signal.SIGHUP, True),
         ("kill", RUN),
         ("forget", RUN),

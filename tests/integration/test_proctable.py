@@ -183,3 +183,21 @@ def test_the_title_shows_in_proc_and_carries_the_run() -> None:
 
 def test_the_boot_has_an_id() -> None:
     assert len(proctable.boot_id()) == 36
+
+
+def test_a_stopped_descendant_is_seen_from_its_ancestor(start: Start) -> None:
+    process = start("sleep 1000 & echo $!; read line")
+    child = int(line(process))
+    assert not proctable.is_any_stopped(process.pid)
+    os.kill(child, signal.SIGSTOP)
+    while not proctable.is_any_stopped(process.pid):  # the signal is sent, and taken soon
+        os.sched_yield()
+    os.kill(child, signal.SIGCONT)
+    while proctable.is_any_stopped(process.pid):
+        os.sched_yield()
+
+
+def test_of_a_process_that_is_gone_nothing_is_stopped(start: Start) -> None:
+    process = start("exit 0")
+    await_end(process.pid)
+    assert not proctable.is_any_stopped(process.pid)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from nexusd.domain.errors import NotPossible
-from nexusd.system.store import KEPT_EVENTS, SqliteStore, StoredModule, Unusable
+from nexusd.ports import StoredExperiment
+from nexusd.system.store import KEPT_EVENTS, KEPT_EXPERIMENTS, SqliteStore, StoredModule, Unusable
 
 
 @pytest.fixture
@@ -242,3 +243,29 @@ def test_a_disk_too_full_to_begin_with_is_named(small_disk: Path) -> None:
         (small_disk / "ballast").write_bytes(b"x" * 500_000)
     with pytest.raises(Unusable, match="full"):
         opened(small_disk / "nexus.db")
+
+
+# Experiments
+
+
+def test_an_experiment_comes_back_with_its_lease_until_it_has_none(store: SqliteStore, path: Path) -> None:
+    asyncio.run(store.save_experiment(1, {"id": "kill-1", "verdict": None}, "what to undo"))
+    with closing(opened(path)) as other:
+        assert other.experiments() == [StoredExperiment(1, {"id": "kill-1", "verdict": None}, "what to undo")]
+    asyncio.run(store.save_experiment(1, {"id": "kill-1", "verdict": "well"}, None))
+    assert store.experiments() == [StoredExperiment(1, {"id": "kill-1", "verdict": "well"}, None)]
+
+
+def test_old_reports_go_and_a_lease_never_does(store: SqliteStore) -> None:
+    asyncio.run(store.save_experiment(1, {"id": "kill-1"}, "what to undo"))
+    for number in range(2, KEPT_EXPERIMENTS + 4):
+        asyncio.run(store.save_experiment(number, {"id": f"kill-{number}"}, None))
+    numbers = [one.number for one in store.experiments()]
+    assert (numbers[:2], numbers[-1], len(numbers)) == ([1, 4], KEPT_EXPERIMENTS + 3, KEPT_EXPERIMENTS + 1)
+
+
+def test_a_lease_whose_report_is_damaged_is_undone_all_the_same(store: SqliteStore, path: Path) -> None:
+    asyncio.run(store.save_experiment(1, {"id": "kill-1"}, "what to undo"))
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE experiments SET report = 'x'")
+    assert store.experiments() == [StoredExperiment(1, {}, "what to undo")]

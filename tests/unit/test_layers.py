@@ -21,7 +21,10 @@ LAYERS: dict[str, set[str]] = {
     "nexusd.supervisor": {"nexusd.domain", "nexusd.ports"},
     "nexusd.outcomes": {"nexusd.domain", "nexusd.ports"},
     "nexusd.operations": {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.outcomes"},
+    "nexusd.experiments": {"nexusd.domain", "nexusd.ports"},
+    "nexusd.chaos": {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.experiments"},
     "nexusd.rpc": {
+        "nexusd.chaos",
         "nexusd.domain",
         "nexusd.ports",
         "nexusd.supervisor",
