@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from nexusctl.commands import audit, config, daemon, lifecycle, new, rpc, status, watch
+from nexusctl.commands import audit, chaos, config, daemon, lifecycle, new, rpc, status, watch
 from nexusctl.commands.names import Commands
 from nexusctl.commands.options import shared_options
 from nexusctl.exits import INTERRUPTED, MEANINGS, USAGE
@@ -46,6 +46,7 @@ for command in (
     watch.events,
     audit.audit,
     status.modules,
+    chaos.chaos,
     new.check,
     new.new,
     daemon.whoami,

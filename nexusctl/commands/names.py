@@ -23,7 +23,17 @@ ELSEWHERE = {
     "help": "--help",
     "version": "--version",
 }
-OF_CONFIG = {"show": "get", "list": "get", "ls": "get", "help": "--help"}
+OF_GROUP = {
+    "config": {"show": "get", "list": "get", "ls": "get", "help": "--help"},
+    "chaos": {
+        "start": "run",
+        "trigger": "run",
+        "get": "show",
+        "status": "show",
+        "ls": "list",
+        "stop": "abort",
+    },
+}
 NEVER_GUESSED = frozenset({"shutdown"})  # too much ends with it for a slip of the finger
 
 
@@ -39,7 +49,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def _refuse(self, context: click.Context, word: str) -> NoReturn:
-        elsewhere = OF_CONFIG if context.parent else ELSEWHERE
+        elsewhere = OF_GROUP.get(context.info_name or "", {}) if context.parent else ELSEWHERE
         close = get_close_matches(word, set(self.commands) - NEVER_GUESSED, n=1)
         meant = elsewhere.get(word) or next(iter(close), None)
         raise click.UsageError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,18 @@ def test_a_module_that_ends_well_on_sigterm_stays_down_and_the_report_says_so(ne
     assert report["steady_after"]["steady"]
 
 
+def test_who_lacks_the_permission_is_refused_and_nothing_is_touched(nexus: Nexus) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    nexus.settings.write_text(nexus.settings.read_text() + '[access.users]\n"65534" = ["operator"]\n')
+    pid = running(nexus).pid_of("a/one")
+    nexus.socket.chmod(0o666)
+    done = nexus.ctl("chaos", "run", "kill", "a/one", uid=65534)
+    assert done.returncode == 77, done
+    assert "chaos.trigger" in done.stderr
+    assert nexus.pid_of("a/one") == pid
+
+
 def test_a_module_whose_manifest_says_nothing_is_left_alone(nexus: Nexus) -> None:
     nexus.add_program("a/one", SLEEPER)
     pid = nexus.start().until_state("a/one", "started")["instances"][0]["pid"]
@@ -294,6 +308,33 @@ def test_nothing_is_touched_where_the_lease_can_not_be_stored(nexus: Nexus) -> N
     assert nexus.pid_of("a/one") == pid and state_of(pid) != "T"
     assert nexus.call("list_chaos")["experiments"] == []
     assert nexus.call("trigger_chaos", experiment="kill", module_id="a/one")["verdict"]["recovered"]
+
+
+def test_on_the_command_line_the_exit_status_says_whether_it_recovered(nexus: Nexus) -> None:
+    nexus.add_program("a/two", SLEEPER, f'{ALLOWED}[restart]\npolicy = "never"\n')
+    running(nexus).until_state("a/two", "started")
+    done = nexus.ctl("chaos", "run", "kill", "a/one")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "kill-1  kill of a/one: recovered")
+    done = nexus.ctl("chaos", "run", "kill", "a/two")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, "kill-2  kill of a/two: gave up")
+    assert nexus.ctl("chaos", "list", "-o", "name").stdout.split() == ["kill-1", "kill-2"]
+
+
+def test_ctrl_c_thaws_what_was_frozen(nexus: Nexus) -> None:
+    pid = running(nexus).pid_of("a/one")
+    with nexus.events() as events:
+        command = nexus.ctl_command("--socket", str(nexus.socket), "chaos", "run", "freeze", "a/one")
+        with subprocess.Popen(
+            [*command, "--duration", "1h"], env=nexus.environment, stdout=subprocess.PIPE, text=True
+        ) as asking:
+            events.find(lambda event: event["kind"] == "chaos.injected")
+            await_state(pid, True)
+            asking.send_signal(signal.SIGINT)
+            said, _ = asking.communicate(timeout=BOUND_S)
+            events.find(lambda event: event["kind"] == "chaos.ended")
+    assert state_of(pid) != "T"
+    assert asking.returncode == 130
+    assert "freeze of a/one: aborted" in said
 
 
 def test_a_client_that_is_killed_leaves_the_experiment_to_nexusd(nexus: Nexus) -> None:
