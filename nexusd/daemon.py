@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from nexusd import __version__
@@ -27,6 +28,7 @@ from nexusd.keeper.client import KeeperClient
 from nexusd.keeper.proctable import become_subreaper, is_any_stopped
 from nexusd.operations import Operations
 from nexusd.rpc import endpoint
+from nexusd.rpc.door import Door, Params
 from nexusd.rpc.identity import Identity
 from nexusd.supervisor import Supervisor
 from nexusd.system.audit import AuditLog
@@ -59,6 +61,8 @@ class UniversalDaemon:
         self._leaving = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._warnings: list[str] = []
+        self._door = Door(self._build_server)
+        self._is_running = False
 
     # Coming up
 
@@ -79,6 +83,7 @@ class UniversalDaemon:
             self._warn(f"the database was damaged and is set aside: {self._store.set_aside}")
         self._open_audit()
         self._build()
+        self._door.open()
 
     def _open_audit(self) -> None:
         config = self.config
@@ -165,11 +170,17 @@ class UniversalDaemon:
             lambda: {"pid": self._keeper.pid, "connected": self._keeper.connected},
             lambda: [*self._warnings, *self._keeper.troubles, *self._audit.troubles],
             lambda: self._catalogue.paths,
+            lambda: self._is_running,
         )
 
-    async def discover_and_load_modules(self, paths: Iterable[str | Path] | None = None) -> None:
-        """Find the modules and put them into the fleet; what a former nexusd left running is adopted."""
-        if paths is not None:
+    async def discover_and_load_modules(
+        self, paths: Iterable[str | Path] | EllipsisType | None = None
+    ) -> None:
+        """Find the modules and put them into the fleet; what a former nexusd left running is adopted.
+
+        `paths` takes the place of the configured folders; `...`, as AEON's text has it, leaves those.
+        """
+        if paths is not None and not isinstance(paths, EllipsisType):
             self._catalogue.paths = tuple(os.path.abspath(path) for path in paths)
         found = await self._catalogue.discover()
         if any(one.definition and one.definition.manifest.run.python for one in found):
@@ -199,8 +210,9 @@ class UniversalDaemon:
         self._chaos.restore(self._store.experiments())
         self._catalogue.start_wanted()
         self._clear_away()
-        self._server = await asyncio.to_thread(self._build_server)
+        self._server = await self._door.server()
         await self._server.serve_bound(bound)
+        self._is_running = True
         log.info(
             "nexusd %s serves %s, %d modules",
             __version__,
@@ -217,7 +229,7 @@ class UniversalDaemon:
         self._configs.tidy(self.supervisor.fleet.modules.values())
 
     def _build_server(self) -> "RpcServer":
-        # In a thread and not before: importing it takes as long as starting a hundred modules.
+        # Slow to import: the door has it done in a thread, and not before it is needed.
         from nexusd.api import Parts, build_server  # noqa: PLC0415
 
         return build_server(
@@ -266,6 +278,19 @@ class UniversalDaemon:
         self._warnings.clear()
         self._grant(fresh)
 
+    # Callers in this process
+
+    async def call(self, method: str, params: Params = None) -> Any:
+        """What the API socket would answer this process's own user, within the bounds of the security context.
+
+        Raises CallFailed, CallRefused (a PermissionError), and ConnectionError before `initialize` and at the end.
+        """
+        return await self._door.call(method, params)
+
+    def call_now(self, method: str, params: Params = None, timeout_s: float = 5.0) -> Any:
+        """The same without await: any method from another thread; in the daemon's own, what only reads."""
+        return self._door.call_now(method, params, timeout_s)
+
     # Going on and going down
 
     async def run(self) -> int:
@@ -312,6 +337,8 @@ class UniversalDaemon:
 
     async def _close(self) -> None:
         await self._server.close()
+        self._door.close()
+        self._is_running = False
         self._keeper.dismiss()
         await self._events.flush()
         self._store.close()

@@ -13,6 +13,33 @@ from nexusd.domain.access import Caller
 from nexusd.rpc import codec
 
 
+class CallFailed(Exception):
+    """The error that a call was answered with, in the words of the wire."""
+
+    def __init__(self, code: int, message: str, data: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+class CallRefused(CallFailed, PermissionError):
+    """The caller may not do this."""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def outcome(answer: bytes | None) -> Any:
+    """What an answer says: its result, or CallFailed."""
+    told = codec.decode(answer) if answer is not None else {}
+    error = told.get("error")
+    if error is None:
+        return told.get("result")
+    refused = error["code"] == codec.CODES["permission_denied"]
+    raise (CallRefused if refused else CallFailed)(error["code"], error["message"], error["data"])
+
+
 class Call:
     """The calling side of one connection: who it is, and a way to send it more than the answer."""
 

@@ -3,6 +3,7 @@
 What a message means and who may send it is not decided here.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from types import NoneType
 from typing import Any
@@ -86,6 +87,13 @@ def encode(value: Any) -> bytes:
     text = _encoder.encode(value)
     # Prepared bytes (msgspec.Raw) are taken over as they are. A newline in JSON is never but white space.
     return text.replace(b"\n", b" ") if b"\n" in text else text
+
+
+def request(method: str, params: Any) -> bytes:
+    """One request of our own as a line. Raises TypeError or ValueError for what JSON can't hold, NaN included."""
+    message = {"jsonrpc": "2.0", "id": 1, "method": method}
+    given = {} if params is None else {"params": params}
+    return json.dumps({**message, **given}, allow_nan=False).encode()
 
 
 def success(result: bytes, request_id: Any) -> bytes:

@@ -68,9 +68,10 @@ class Dispatcher:
     ) -> None:
         self._authorise = authorise
         self._observers = tuple(observers)
+        self.rows = tuple(methods)
         self._plain: dict[str, Callable[..., Result]] = {}
         self._async: dict[str, Callable[..., Awaitable[Result]]] = {}
-        for method in methods:
+        for method in self.rows:
             self._add(method)
 
     def answer(self, line: bytes, call: Call, batch_limit: int = 100) -> Answer | Coroutine[Any, Any, Answer]:

@@ -19,3 +19,4 @@ class Identity:
     keeper: Callable[[], Mapping[str, Any]]
     warnings: Callable[[], list[str]]
     module_paths: Callable[[], Sequence[str]]
+    is_running: Callable[[], bool]  # it has started; before, only its own process can ask

@@ -167,7 +167,7 @@ class Api:
             return views.detail(module, self._supervisor.fleet.graph, self._logs.path)
         identity = self._identity
         return {
-            "running": True,
+            "running": identity.is_running(),
             "version": identity.version,
             "level": views.level(views.FEATURES),
             "pid": identity.pid,
@@ -181,7 +181,7 @@ class Api:
         }
 
     def check_liveness(self, _call: Call, _params: NoParams) -> dict[str, Any]:
-        return {"live": True, "timestamp": time.time(), "daemon_running": True}
+        return {"live": True, "timestamp": time.time(), "daemon_running": self._identity.is_running()}
 
     def check_readiness(self, _call: Call, _params: NoParams) -> dict[str, Any]:
         readiness = health.readiness(self._fleet.modules.values())
