@@ -58,6 +58,10 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    @property
+    def is_connected(self) -> bool:
+        return self._writer is not None
+
     async def close(self) -> None:
         reading, self._reading = self._reading, None
         if reading is not None:
@@ -94,12 +98,11 @@ class AsyncClient:
         return AsyncSubscription(first, self._queues[first.get("subscription")])
 
     async def _outcome(self, method: str, params: Params) -> Outcome:
-        writer = await self._connected(method)
         self._last_id += 1
         request_id = self._last_id
+        writer = await self._send(encode_request(request_id, method, params), method)
         self._waiting[request_id] = asyncio.get_running_loop().create_future()
         try:
-            writer.write(encode_request(request_id, method, params))
             await writer.drain()
             return await self._waiting[request_id]
         except Unreachable:
@@ -108,6 +111,18 @@ class AsyncClient:
             raise closed(self.path, method) from None
         finally:
             self._waiting.pop(request_id, None)
+
+    async def _send(self, line: bytes, method: str) -> asyncio.StreamWriter:
+        """Once more where the daemon has gone since the last call: then not a byte went out."""
+        for _ in range(2):
+            writer = await self._connected(method)
+            writer.write(line)
+            if not writer.is_closing():
+                return writer
+            if writer is self._writer:
+                await self.close()
+                self._end_all(closed(self.path, method))
+        raise closed(self.path, method)
 
     async def _connected(self, method: str) -> asyncio.StreamWriter:
         async with self._opening:

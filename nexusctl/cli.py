@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from nexusctl.commands import audit, chaos, config, daemon, lifecycle, new, rpc, status, watch
+from nexusctl.commands import aeon, audit, chaos, config, daemon, lifecycle, new, rpc, status, watch
 from nexusctl.commands.names import Commands
 from nexusctl.commands.options import shared_options
 from nexusctl.exits import INTERRUPTED, MEANINGS, USAGE
@@ -52,6 +52,7 @@ for command in (
     daemon.whoami,
     daemon.shutdown,
     rpc.rpc,
+    aeon.aeon,
     daemon.completion,
 ):
     nexusctl.add_command(command)

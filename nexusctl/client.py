@@ -61,6 +61,7 @@ class Client:
         self.timeout = timeout
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
+        self._is_subscribed = False
         self._last_id = 0
         self._awaited: set[int] = set()
         self._answers: dict[int, dict[str, Any]] = {}
@@ -74,10 +75,15 @@ class Client:
     ) -> None:
         self.close()
 
+    @property
+    def is_connected(self) -> bool:
+        return self._socket is not None
+
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+            self._is_subscribed = False
         self._buffer.clear()
 
     def connect(self) -> None:
@@ -103,7 +109,8 @@ class Client:
         waiting: dict[int, tuple[int, float]] = {}  # request id: place, deadline; the oldest deadline first
         try:
             for place, request in enumerate(requests):
-                waiting[self._send(request, allowed)] = (place, time.monotonic() + allowed)
+                deadline = time.monotonic() + allowed
+                waiting[self._send(request, deadline, allowed)] = (place, deadline)
                 if len(waiting) >= IN_FLIGHT:
                     yield self._next_answer(waiting, requests, allowed)
             while waiting:
@@ -115,7 +122,9 @@ class Client:
 
     def subscribe(self, method: str = "subscribe_events", params: Params = None) -> Subscription:
         """Call a method whose result names a subscription; iterate what comes, until the connection ends."""
-        return Subscription(self, self.call(method, params))
+        first = self.call(method, params)
+        self._is_subscribed = True
+        return Subscription(self, first)
 
     def next_notification(self, subscription: int | None = None, timeout: float = FOREVER) -> dict[str, Any]:
         """The params of the next notification, of one subscription or of any. Unreachable when none comes."""
@@ -147,8 +156,7 @@ class Client:
         elif message.get("id") is None and (error := error_of(message)):
             raise error  # about the connection, or a line of ours that could not be read
 
-    def _send(self, request: Request, allowed: float) -> int:
-        deadline = time.monotonic() + allowed
+    def _send(self, request: Request, deadline: float, allowed: float) -> int:
         self._last_id += 1
         line = encode_request(self._last_id, *request)
         connection = self._connected(deadline)
@@ -193,6 +201,8 @@ class Client:
         return error
 
     def _connected(self, deadline: float) -> socket.socket:
+        if not (self._awaited or self._is_subscribed) and _has_ended(self._socket):
+            self.close()  # the daemon was restarted since the last call; nothing is lost by that
         if self._socket is None:
             refuse_foreign_folder(self.path)
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -203,6 +213,19 @@ class Client:
                 raise unreachable(self.path, error) from None
             self._socket = connection
         return self._socket
+
+
+def _has_ended(connection: socket.socket | None) -> bool:
+    """Whether the other end has hung up and left nothing to be read."""
+    if connection is None:
+        return True
+    connection.settimeout(0)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _connect(connection: socket.socket, path: str, deadline: float) -> None:

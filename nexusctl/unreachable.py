@@ -50,6 +50,10 @@ class Unreachable(ConnectionError):
         self.path = path
 
 
+class Forbidden(Unreachable, PermissionError):
+    """The socket lets this user not in: a daemon may well run, and is not ours to ask."""
+
+
 def unreachable(path: str, error: OSError) -> Unreachable:
     """An OSError of connect() as one of the causes, with what an operator needs to know."""
     if isinstance(error, Unreachable):
@@ -57,7 +61,7 @@ def unreachable(path: str, error: OSError) -> Unreachable:
     if isinstance(error, TimeoutError):
         return Unreachable(TIMED_OUT, f"nobody accepted the connection at {path} in time", path)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return Unreachable(NO_PERMISSION, f"{_who_you_are()}; {_what_it_is(path)}", path)
+        return Forbidden(NO_PERMISSION, f"{_who_you_are()}; {_what_it_is(path)}", path)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return Unreachable(NO_DAEMON, f"no daemon: {path} does not exist", path)
     if len(os.fsencode(path)) > PATH_LIMIT:
@@ -97,7 +101,7 @@ def refuse_foreign_folder(path: str) -> None:
         return
     if owner not in (0, os.geteuid()):
         text = f"{_who_you_are()}; {folder} belongs to {_user(owner)}: what listens there is not yours"
-        raise Unreachable(NO_PERMISSION, text, path)
+        raise Forbidden(NO_PERMISSION, text, path)
 
 
 def _is_socket(path: str) -> bool:

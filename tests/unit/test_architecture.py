@@ -10,8 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-FILES = sorted(path for part in ("nexusd", "nexusctl") for path in (ROOT / part).rglob("*.py"))
-OURS = ("nexusd", "nexusctl")
+FILES = sorted(
+    path for part in ("nexusd", "nexusctl", "aeon_interface") for path in (ROOT / part).rglob("*.py")
+)
+OURS = ("nexusd", "nexusctl", "aeon_interface")
 
 
 def name_of(path: Path) -> str:
@@ -33,7 +35,7 @@ def is_within(name: str, part: str) -> bool:
 
 
 def parts_of_the_table() -> dict[str, set[str]]:
-    rows = re.findall(r"^\| (`nexus.+?) \| (.+?) \|$", PAGE, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (`(?:nexus|aeon).+?) \| (.+?) \|$", PAGE, flags=re.MULTILINE)
     named = [(re.findall(r"`(.+?)`", left), set(re.findall(r"`(.+?)`", right))) for left, right in rows]
     return {part: allowed for parts, allowed in named for part in parts}
 

@@ -1,0 +1,129 @@
+"""`aeon link`: puts nexusd's interface where AEON looks for it, proves that it works there, takes it away again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nexusctl.aeon_layout import MISSING, TAKEN, Layout, make, undo
+from nexusctl.commands.options import answers
+from nexusctl.exits import DENIED, DONE, FAILED
+from nexusctl.invocation import Invocation
+
+PATIENCE_S = 30.0
+
+
+@click.group()
+def aeon() -> None:
+    """Connect nexusd with AEON."""
+
+
+@aeon.command()
+@click.option(
+    "--prefix",
+    default="/aeon",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where AEON lies.  [default: /aeon]",
+)
+@click.option("--check", is_flag=True, help="Make nothing, only look whether all is there and works.")
+@click.option("--undo", "is_undo", is_flag=True, help="Remove exactly what `aeon link` has made.")
+@answers
+def link(invocation: Invocation, prefix: Path, check: bool, is_undo: bool) -> int:
+    """Put the interface's files where AEON expects them.
+
+    That is links in DIR/interfaces/python/nexus and DIR/runtime/python, each tried out afterwards. What stands
+    there already is never overwritten.
+    """
+    layout = Layout(Path(os.path.abspath(prefix)))
+    try:
+        if is_undo:
+            return _undone(invocation, layout)
+        return _checked(invocation, layout) if check else _linked(invocation, layout)
+    except OSError as error:
+        click.echo(f"nexusctl: {error.filename or prefix}: {error.strerror or error}", err=True)
+        return DENIED if isinstance(error, PermissionError) else FAILED
+
+
+def _linked(invocation: Invocation, layout: Layout) -> int:
+    """All of it, or nothing where something else stands in the way."""
+    links = layout.links()
+    taken = [one for one in links if one.state() == TAKEN]
+    for one in taken:
+        click.echo(f"nexusctl: {one.path} is there and does not lead to {one.target}", err=True)
+    if taken:
+        click.echo("nothing was made; move it away, then try again", err=True)
+        return FAILED
+    missing = [one for one in links if one.state() == MISSING]
+    make(layout, missing)
+    return _checked(invocation, layout, frozenset(one.path for one in missing))
+
+
+def _checked(invocation: Invocation, layout: Layout, made: frozenset[Path] = frozenset()) -> int:
+    links = [
+        {
+            "path": str(one.path),
+            "target": str(one.target),
+            "state": "made" if one.path in made else one.state(),
+        }
+        for one in layout.links()
+    ]
+    trials = [{"trial": name, "fault": fault} for name, fault in _trials(layout)]
+    faults = [one for one in trials if one["fault"]]
+    found = {"prefix": str(layout.prefix), "links": links, "trials": trials}
+    invocation.show(found, lambda: "\n".join(_page(found)))
+    return FAILED if faults or any(one["state"] in (MISSING, TAKEN) for one in links) else DONE
+
+
+def _undone(invocation: Invocation, layout: Layout) -> int:
+    removed, left = undo(layout)
+    lines = [*(f"removed  {path}" for path in removed), *(f"left     {path}" for path in left)]
+    said = "\n".join(lines) or f"nothing below {layout.prefix} was made by nexusctl aeon link"
+    invocation.show({"prefix": str(layout.prefix), "removed": removed, "left": left}, lambda: said)
+    return DONE
+
+
+def _page(found: dict[str, Any]) -> Iterator[str]:
+    for one in found["links"]:
+        yield f"{one['state']:8} {one['path']} -> {one['target']}"
+    for one in found["trials"]:
+        yield f"{'fails' if one['fault'] else 'works':8} {one['trial']}{one['fault'] and ': ' + one['fault']}"
+
+
+def _trials(layout: Layout) -> Iterator[tuple[str, str]]:
+    """Each way in which AEON uses the files, and what went wrong with it, if anything."""
+    alone = ("-I", "-S")  # the standard library and what lies there, whatever is installed
+    for name in ("live.py", "status.py", "command.py"):
+        yield (
+            f"python {layout.interfaces / 'nexus' / name}",
+            _fault(*alone, layout.interfaces / "nexus" / name, "--help"),
+        )
+    yield "from nexus import get_status", _import_fault(alone, layout.interfaces, "nexus", "get_status")
+    dotted = f"{layout.prefix.name}.interfaces.python.nexus"
+    fault = _import_fault(alone, layout.prefix.parent, dotted, "get_status")
+    yield f"from {dotted} import get_status", fault
+    if layout.has_daemon:
+        fault = _import_fault(("-I",), layout.runtime, "nexus_v2_enterprise", "UniversalDaemon")
+        yield "from nexus_v2_enterprise import UniversalDaemon", fault
+
+
+def _import_fault(options: tuple[str, ...], folder: Path, module: str, name: str) -> str:
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from {module} import {name}"
+    return _fault(*options, "-c", code)
+
+
+def _fault(*arguments: object) -> str:
+    """The last line of a Python that failed; empty when it did not."""
+    command = [sys.executable, "-B", *map(str, arguments)]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no end within {PATIENCE_S:g} s"
+    said = ended.stderr.strip().splitlines()
+    return (said[-1] if said else f"exit status {ended.returncode}") if ended.returncode else ""
