@@ -337,7 +337,7 @@ class UniversalDaemon:
 
     async def _close(self) -> None:
         await self._server.close()
-        self._door.close()
+        await self._door.close()
         self._is_running = False
         self._keeper.dismiss()
         await self._events.flush()

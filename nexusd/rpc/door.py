@@ -28,13 +28,19 @@ class Door:
         self._server: RpcServer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed_because = "this daemon has not been initialised"
+        self._going: set[asyncio.Task[Any]] = set()
 
     def open(self) -> None:
         """Take calls from now on, in the loop that runs now."""
         self._loop = asyncio.get_running_loop()
 
-    def close(self) -> None:
+    async def close(self, grace_s: float = 5.0) -> None:
+        """Take no more; what is under way has `grace_s` to be answered, or is cancelled."""
         self._loop, self._closed_because = None, "nexusd has shut down"
+        if self._going:
+            _, late = await asyncio.wait(self._going, timeout=grace_s)
+            for task in late:
+                task.cancel()
 
     async def server(self) -> "RpcServer":
         # In a thread and not before: importing it takes as long as starting a hundred modules.
@@ -58,11 +64,7 @@ class Door:
         request, loop = codec.request(method, params), self._open_loop()
         if _current_loop() is loop:
             return self._answer_at_once(request, method)
-        coming = asyncio.run_coroutine_threadsafe(self._call(request), loop)
-        try:
-            return coming.result(timeout_s)
-        finally:
-            coming.cancel()
+        return asyncio.run_coroutine_threadsafe(self._call(request), loop).result(timeout_s)
 
     def _open_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None or not self._loop.is_running():
@@ -70,6 +72,18 @@ class Door:
         return self._loop
 
     async def _call(self, request: bytes) -> Any:
+        """Who asked may lose patience; a command that has begun is carried through, as it is over the socket."""
+        going = asyncio.get_running_loop().create_task(self._answer(request))
+        self._going.add(going)
+        going.add_done_callback(self._forget)
+        return await asyncio.shield(going)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._going.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits for it any more
+
+    async def _answer(self, request: bytes) -> Any:
         server, call = await self.server(), self._own_call()
         answer = server.dispatcher.answer(request, call)
         try:

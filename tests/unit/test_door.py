@@ -138,13 +138,39 @@ def test_other_threads_and_other_loops_get_all_of_it() -> None:
     assert in_a_loop(story) == (1, 2)
 
 
+def test_a_command_whose_caller_loses_patience_is_carried_through() -> None:
+    begun, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(_call: Call, _params: Any) -> dict[str, Any]:
+        begun.set()
+        await go_on.wait()
+        done.set()
+        return {}
+
+    async def story(door: Door) -> None:
+        calling = asyncio.create_task(door.call("slow"))
+        await begun.wait()
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        go_on.set()
+        await door.close()
+        assert done.is_set()
+
+    ROWS.append(Method("slow", slow, ""))
+    try:
+        in_a_loop(story)
+    finally:
+        ROWS.pop()
+
+
 def test_before_the_daemon_is_initialised_and_after_its_end_nobody_is_there() -> None:
     door = Door(lambda: pytest.fail("there is nothing to be made"))
     with pytest.raises(ConnectionError, match="has not been initialised"):
         asyncio.run(door.call("now"))
 
     async def story(door: Door) -> None:
-        door.close()
+        await door.close()
         with pytest.raises(ConnectionError, match="has shut down"):
             door.call_now("now", {"number": 1}, 1.0)
 
