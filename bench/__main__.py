@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import audit, crash, idle, logs, modules, nexusctl, programs, startup, status
+from bench import audit, crash, idle, logs, modules, nexusctl, probes, programs, startup, status
 from bench.processes import slowness
 from bench.rows import HEAD, Row, lines
 
 MEASURES: dict[str, Callable[[], list[Row]]] = {
     "status": status.measure,
     "nexusctl": nexusctl.measure,
+    "probes": probes.measure,
     "startup": startup.measure,
     "crash": crash.measure,
     "programs": programs.measure,
