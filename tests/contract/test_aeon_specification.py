@@ -20,6 +20,7 @@ import aeon_interface
 from nexus_v2_enterprise import SecurityContext, UniversalDaemon
 from tests.contract.specification import BLOCKS, block
 from tests.contract.world import World, base_interpreter, is_possible
+from tests.fake_daemon import FakeDaemon
 from tests.running_nexus import BOUND_S, Nexus
 
 ROOT = Path(__file__).parents[2]
@@ -191,6 +192,23 @@ def test_the_shell_blocks_of_the_commands_print_their_answers(world: World, flee
     done = world.bash(code, **{**environment(fleet), "PYTHONPATH": ""})
     reloaded, _ = json.JSONDecoder().raw_decode(done.stdout)
     assert reloaded["result"].items() >= example('"reloaded"')["result"].items()
+
+
+def test_the_shell_block_for_prometheus_leaves_a_file_with_the_bare_text(
+    world: World, tmp_path: Path
+) -> None:
+    set_up(world)
+    text = "# TYPE nexus_up gauge\nnexus_up 1.0\n"
+    written = Path("/tmp/metrics.txt")  # as the block names it
+    former = written.read_bytes() if written.exists() else None
+    with FakeDaemon(tmp_path / "s", {"get_metrics": {"content_type": "text/plain", "text": text}}):
+        done = world.bash(block("bash", "> /tmp/metrics.txt").code, NEXUS_SOCKET=str(tmp_path / "s"))
+    try:
+        assert (done.returncode, done.stderr, written.read_text()) == (0, "", text)
+    finally:
+        written.unlink()
+        if former is not None:
+            written.write_bytes(former)
 
 
 def test_the_blocks_for_trouble_put_missing_links_back(world: World, fleet: Nexus) -> None:
