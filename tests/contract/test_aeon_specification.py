@@ -345,3 +345,23 @@ def test_the_orchestration_script_does_so_in_the_daemons_own_process(linked: Wor
     until_all(trio, "started")
     assert "NEXUS healthy" in script.next_look()
     assert script.end() == 0
+
+
+def test_the_orchestration_script_believes_a_healing_that_succeeded(world: World, nexus: Nexus) -> None:
+    set_up(world)
+    answers: dict[str, Any] = {
+        "check_readiness": {"ready": False},
+        "get_status": {"health": {"statistics": {"total": 3, "unhealthy": 1}}},
+    }
+
+    def heal(_params: object, _connection: object) -> dict[str, Any]:
+        answers["check_readiness"] = {"ready": True}
+        return {"healed": ["a/1"]}
+
+    answers["trigger_healing"] = heal
+    with FakeDaemon(nexus.socket, answers):
+        script = Orchestration(world, nexus)
+        assert "Healing triggered successfully" in script.look()
+        assert "NEXUS healthy" in script.next_look()
+        assert script.end() == 0
+    nexus.socket.unlink()
