@@ -5,9 +5,10 @@ What is said about it is the command's (commands/aeon.py).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ INTERFACES = ("__init__.py", "status.py", "live.py", "command.py")
 DAEMON = "nexus_v2_enterprise.py"
 RECORD = ".nexusctl-aeon-link.json"  # what we made below a prefix, and nothing else, is ours to undo
 
-THERE, MISSING, TAKEN = "there", "missing", "taken"
+THERE, MISSING, OUTDATED, TAKEN = "there", "missing", "outdated", "taken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,13 @@ class Link:
     path: Path
     target: Path
 
-    def state(self) -> str:
-        """TAKEN: something else stands there, and is not ours to touch."""
+    def state(self, made: Mapping[str, str]) -> str:
+        """OUTDATED: we made it, and it leads elsewhere; TAKEN: something else stands there, not ours to touch."""
         if not os.path.lexists(self.path):
             return MISSING
-        return THERE if os.path.realpath(self.path) == os.path.realpath(self.target) else TAKEN
+        if os.path.realpath(self.path) == os.path.realpath(self.target):
+            return THERE
+        return OUTDATED if _is_as_made(str(self.path), made) else TAKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,10 @@ class Layout:
         is_copied = (self.tree / "nexusctl").is_dir() and not (self.tree / "nexusctl").is_symlink()
         return self.tree if is_copied else self.here
 
+    def made(self) -> dict[str, str]:
+        """The links that we made here, with their targets."""
+        return _record(self)[0]
+
     def links(self) -> list[Link]:
         names = [name for name in NEIGHBOURS if (self._source / name).exists()]
         links = [Link(self.tree / name, self.here / name) for name in names if self._source != self.tree]
@@ -73,10 +80,15 @@ class Layout:
 
 
 def make(layout: Layout, links: Sequence[Link]) -> None:
-    """The folders and links that are missing, written down before they are made. Raises OSError."""
+    """The folders and links that are missing or outdated, written down before they are made. Raises OSError."""
+    if not links:
+        return
     folders = _missing_folders(link.path.parent for link in links)
     layout.prefix.mkdir(parents=True, exist_ok=True)
     made_links, made_folders = _record(layout)
+    for link in links:
+        if _is_as_made(str(link.path), made_links):
+            link.path.unlink()  # outdated
     made_links |= {str(link.path): str(link.target) for link in links}
     made_folders += [str(folder) for folder in folders if str(folder) not in made_folders]
     (layout.prefix / RECORD).write_text(
@@ -92,8 +104,8 @@ def undo(layout: Layout) -> tuple[list[str], list[str]]:
     """Remove what `make` made: what was removed, and what was left since it is no longer as it was made."""
     links, folders = _record(layout)
     removed, left = [], []
-    for path, target in links.items():
-        if os.path.islink(path) and os.readlink(path) == target:
+    for path in links:
+        if _is_as_made(path, links):
             os.unlink(path)
             removed.append(path)
         elif os.path.lexists(path):
@@ -101,18 +113,25 @@ def undo(layout: Layout) -> tuple[list[str], list[str]]:
     (layout.prefix / RECORD).unlink(missing_ok=True)
     for folder in sorted(folders, key=len, reverse=True):
         _sweep(Path(folder))
-        (left if _is_kept(folder) else removed).append(folder)
+        (removed if _remove_if_empty(folder) else left).append(folder)
     return removed, left
 
 
-def _is_kept(folder: str) -> bool:
+def _is_as_made(path: str, made: Mapping[str, str]) -> bool:
+    return os.path.islink(path) and os.readlink(path) == made.get(path)
+
+
+def _remove_if_empty(folder: str) -> bool:
+    """False where others have put something there."""
     try:
         os.rmdir(folder)
     except FileNotFoundError:
-        return False
-    except OSError:  # others have put something there
         return True
-    return False
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        return False
+    return True
 
 
 def _sweep(folder: Path) -> None:

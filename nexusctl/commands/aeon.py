@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from nexusctl.aeon_layout import MISSING, TAKEN, Layout, make, undo
+from nexusctl.aeon_layout import TAKEN, THERE, Layout, make, undo
 from nexusctl.commands.options import answers
 from nexusctl.exits import DENIED, DONE, FAILED
 from nexusctl.invocation import Invocation
@@ -53,24 +53,25 @@ def link(invocation: Invocation, prefix: Path, check: bool, is_undo: bool) -> in
 
 def _linked(invocation: Invocation, layout: Layout) -> int:
     """All of it, or nothing where something else stands in the way."""
-    links = layout.links()
-    taken = [one for one in links if one.state() == TAKEN]
+    links, former = layout.links(), layout.made()
+    taken = [one for one in links if one.state(former) == TAKEN]
     for one in taken:
         click.echo(f"nexusctl: {one.path} is there and does not lead to {one.target}", err=True)
     if taken:
         click.echo("nothing was made; move it away, then try again", err=True)
         return FAILED
-    missing = [one for one in links if one.state() == MISSING]
+    missing = [one for one in links if one.state(former) != THERE]
     make(layout, missing)
     return _checked(invocation, layout, frozenset(one.path for one in missing))
 
 
 def _checked(invocation: Invocation, layout: Layout, made: frozenset[Path] = frozenset()) -> int:
+    known = layout.made()
     links = [
         {
             "path": str(one.path),
             "target": str(one.target),
-            "state": "made" if one.path in made else one.state(),
+            "state": "made" if one.path in made else one.state(known),
         }
         for one in layout.links()
     ]
@@ -78,7 +79,7 @@ def _checked(invocation: Invocation, layout: Layout, made: frozenset[Path] = fro
     faults = [one for one in trials if one["fault"]]
     found = {"prefix": str(layout.prefix), "links": links, "trials": trials}
     invocation.show(found, lambda: "\n".join(_page(found)))
-    return FAILED if faults or any(one["state"] in (MISSING, TAKEN) for one in links) else DONE
+    return FAILED if faults or any(one["state"] not in (THERE, "made") for one in links) else DONE
 
 
 def _undone(invocation: Invocation, layout: Layout) -> int:

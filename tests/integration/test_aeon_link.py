@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("aeon_interface", "nexusctl", "nexusd", "nexus_v2_enterprise.py")
 INTERFACES = ("__init__.py", "command.py", "live.py", "status.py")
 
 
@@ -114,6 +115,20 @@ def test_it_makes_nothing_where_something_else_stands_in_the_way(prefix: Path) -
     assert not (prefix / "runtime").exists()
 
 
+def test_links_of_our_own_follow_an_installation_that_has_moved(prefix: Path, tmp_path: Path) -> None:
+    former = tmp_path / "former"
+    former.mkdir()
+    for part in PARTS:
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, former / part)
+    assert link(prefix, root=former).returncode == 0
+    stale = link(prefix, "--check")
+    assert (stale.returncode, f"outdated {prefix}/runtime/python/nexus/nexusctl" in stale.stdout) == (1, True)
+    assert link(prefix).returncode == 0
+    assert os.readlink(prefix / "runtime/python/nexus/nexusctl") == str(ROOT / "nexusctl")
+    assert link(prefix, "--undo").returncode == 0
+    assert not prefix.exists()
+
+
 def test_check_changes_nothing_and_tells_what_is_missing_or_broken(prefix: Path) -> None:
     missing = link(prefix, "--check")
     assert (missing.returncode, prefix.exists()) == (1, False)
@@ -147,7 +162,7 @@ def test_a_copied_tree_is_used_as_it_is_and_without_nexusd_has_no_daemon_to_offe
 
 
 def test_a_copied_tree_with_nexusd_makes_the_daemon_importable_from_the_folder_above(prefix: Path) -> None:
-    tree = plain_tree(prefix, ["aeon_interface", "nexusctl", "nexusd", "nexus_v2_enterprise.py"])
+    tree = plain_tree(prefix, PARTS)
     assert link(prefix, root=tree).returncode == 0
     code = f"import sys; sys.path.insert(0, {str(prefix / 'runtime/python')!r})\n"
     code += (
