@@ -59,10 +59,10 @@ async def run_start(code: str, names: Names) -> None:
     running = asyncio.create_task(run(code, names))
     from aeon.interfaces.python.nexus import check_liveness  # noqa: PLC0415
 
-    while "daemon" not in names or not (await check_liveness())["daemon_running"]:
+    while not ((live := await check_liveness())["live"] and live["daemon_running"]):
         assert not running.done(), running.exception()
         await asyncio.sleep(0.01)
-    names["asked"] = await check_liveness()
+    names["asked"] = live
     await names["daemon"].shutdown()
     await running
 

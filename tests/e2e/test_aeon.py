@@ -12,7 +12,7 @@ import pytest
 
 from tests.aeon_calls import Beside, Calls, Raised, start_inside
 from tests.e2e.programs import SLEEPER
-from tests.running_nexus import Nexus
+from tests.running_nexus import BOUND_S, Nexus
 
 VOLATILE = {"timestamp", "uptime_seconds", "since", "at", "subscription"}
 CONFIG = """critical = true
@@ -219,7 +219,7 @@ def test_an_attached_daemon_is_told_of_before_its_start_after_its_end_and_anew(f
     assert calls("execute_command", "start_module", {"module_id": "a/other"})["success"] is False
 
     calls("@up", False)  # init_interfaces comes between initialize and start
-    live = calls("check_liveness")
+    live = calls("check_liveness", timeout=BOUND_S)  # the first call makes the API, which takes a moment
     assert (live["live"], live["daemon_running"]) == (True, False)
     assert calls("get_status")["running"] is False
     assert calls("check_liveness_now")["live"] is True
