@@ -91,6 +91,8 @@ def _parameter(param: dict[str, Any], schemas: dict[str, Any]) -> str:
     if param["required"]:
         return f"{param['name']}: {kind}"
     default = param["schema"].get("default")
+    if isinstance(default, list | dict):
+        default = None  # not sent: the daemon has its own
     if default is None and "None" not in kind:
         kind = f"{kind} | None" if kind != "Any" else kind
     return f"{param['name']}: {kind} = {default!r}"

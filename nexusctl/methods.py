@@ -152,7 +152,7 @@ class Methods:
         )
         return result
 
-    def verify_audit(self, anchors: dict[str, Any] = {}) -> dict[str, Any]:
+    def verify_audit(self, anchors: dict[str, Any] | None = None) -> dict[str, Any]:
         """Whether the audit log is whole."""
         result: dict[str, Any] = self.request("verify_audit", {}, anchors=anchors)
         return result
@@ -329,7 +329,7 @@ class AsyncMethods:
         )
         return result
 
-    async def verify_audit(self, anchors: dict[str, Any] = {}) -> dict[str, Any]:
+    async def verify_audit(self, anchors: dict[str, Any] | None = None) -> dict[str, Any]:
         """Whether the audit log is whole."""
         result: dict[str, Any] = await self.request("verify_audit", {}, anchors=anchors)
         return result
