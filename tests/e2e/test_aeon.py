@@ -159,6 +159,15 @@ def test_what_the_security_context_lacks_raises_permission_error(fleet: Nexus, m
     inside.close()
 
 
+def test_commands_stand_in_the_audit_log_whichever_way_they_came(calls: Calls) -> None:
+    calls("execute_command", "stop_module", {"module_id": "a/other"})
+    calls("execute_command", "start_module", {"module_id": "no/such"})
+    records = calls("execute_command", "get_audit", {"limit": 10})["result"]["records"]
+    told = [(one["method"], one["outcome"]) for one in records]
+    assert ("stop_module", "ok") in told
+    assert ("start_module", "error") in told
+
+
 def test_a_command_without_await_in_the_daemons_own_thread_is_refused_instead_of_hanging(
     fleet: Nexus,
 ) -> None:
