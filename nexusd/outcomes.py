@@ -8,8 +8,9 @@ from typing import Any
 
 from nexusd.domain import lifecycle, settings
 from nexusd.domain.errors import DependencyFailed, NexusError, NotPossible, StartFailed
-from nexusd.domain.fleet import Module, ModuleState, Refusal
+from nexusd.domain.fleet import Module, ModuleState
 from nexusd.domain.lifecycle import Replica
+from nexusd.domain.upgrades import Refusal
 from nexusd.ports import Logs
 
 LOG_LINES = 10

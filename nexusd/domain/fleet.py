@@ -15,6 +15,7 @@ from nexusd.domain import lifecycle
 from nexusd.domain.graph import Graph, cycles
 from nexusd.domain.lifecycle import Moment, Replica
 from nexusd.domain.manifest import Definition, Fault
+from nexusd.domain.upgrades import Refusal, Upgrade, reason_of
 
 FreshRun = Callable[[str, int, int], str]  # module id, index, generation -> a run's key, never used before
 
@@ -28,24 +29,6 @@ class ModuleState(StrEnum):
     BACKOFF = "backoff"
     FAILED = "failed"
     INVALID = "invalid"
-
-
-class Refusal(Struct, frozen=True):
-    """Why the last upgrade came to nothing."""
-
-    successor: Replica  # whose failure ended it
-    at: float  # monotonic seconds
-
-    @property
-    def reason(self) -> str:
-        return _reason(self.successor) or "it did not get ready"
-
-
-class Upgrade(Struct, frozen=True):
-    """A new generation that is started beside the old one, and takes over when all of it is ready."""
-
-    definition: Definition
-    generation: int
 
 
 class Module(Struct, frozen=True):
@@ -69,8 +52,19 @@ class Module(Struct, frozen=True):
 
     @property
     def current(self) -> tuple[Replica, ...]:
-        """The replicas that count: of this generation, within the wanted number."""
-        return tuple(r for r in self.replicas if r.generation == self.generation and r.index < self.count)
+        """The replicas that count: of the generation that each index has by now, within the wanted number."""
+        new = self.upgrade.generation if self.upgrade else self.generation
+        return tuple(
+            replica
+            for replica in self.replicas
+            if replica.index < self.count
+            and replica.generation == (new if replica.index < self.replaced else self.generation)
+        )
+
+    @property
+    def replaced(self) -> int:
+        """How many indices, from 0 up, a rolling upgrade has gone past."""
+        return self.upgrade.replaced(self.replicas, self.count) if self.upgrade else 0
 
     @property
     def ready(self) -> int:
@@ -79,8 +73,7 @@ class Module(Struct, frozen=True):
     @property
     def successors(self) -> tuple[Replica, ...]:
         """The replicas of the upgrade that is under way."""
-        generation = self.upgrade.generation if self.upgrade else None
-        return tuple(r for r in self.replicas if r.generation == generation and r.index < self.count)
+        return self.upgrade.successors(self.replicas, self.count) if self.upgrade else ()
 
     def definition_of(self, replica: Replica) -> Definition:
         """What the replica is an instance of, as far as it is still known."""
@@ -120,7 +113,7 @@ class Module(Struct, frozen=True):
         """Why it is not simply running, as its replicas or its folder tell it."""
         if self.definition is None:
             return f"{len(self.faults)} fault{'s' * (len(self.faults) != 1)} in its manifest"
-        told = (_reason(replica) for replica in self.current)
+        told = (reason_of(replica) for replica in self.current)
         return next((reason for reason in told if reason), None) or self._reason_on_disk()
 
     def _reason_on_disk(self) -> str | None:
@@ -156,12 +149,6 @@ def _kind(replica: Replica) -> ModuleState:
     if isinstance(state, lifecycle.Waiting):
         return ModuleState.FAILED if state.lasting else ModuleState.STARTING
     return _KINDS[type(state)]
-
-
-def _reason(replica: Replica) -> str | None:
-    if isinstance(replica.state, lifecycle.Waiting) and replica.state.obstacle:
-        return replica.state.obstacle
-    return replica.reason
 
 
 class Fleet(Struct, frozen=True):
@@ -231,6 +218,17 @@ class Renewal(Struct, frozen=True):
     module_id: str
     definition: Definition | None = None
     beside: bool = False
+    index: int | None = None  # of the one replica that is meant; only without a definition
+
+
+class Roll(Struct, frozen=True):
+    """A new generation, replica by replica. At the first failure all go back to `former`: the definition in
+    force, with its code where nobody changes it.
+    """
+
+    module_id: str
+    definition: Definition
+    former: Definition
 
 
 class Scale(Struct, frozen=True):
@@ -246,7 +244,7 @@ class News(Struct, frozen=True):
     event: lifecycle.Event
 
 
-FleetEvent = Put | Load | Want | Renewal | Scale | News
+FleetEvent = Put | Load | Want | Renewal | Roll | Scale | News
 
 
 class Order(NamedTuple):
@@ -300,11 +298,13 @@ class _Turn:
                 self._load(modules)
             case Want(module_ids, started):
                 self._want(module_ids, started)
-            case Renewal(module_id, None):
-                self._renew(self.modules[module_id])
+            case Renewal(module_id, None, _, index):
+                self._renew(self.modules[module_id], index)
             case Renewal(module_id, Definition() as definition, True) if self.modules[module_id].ready:
                 self._begin_upgrade(self.modules[module_id], definition)
-            case Renewal(module_id, Definition() as definition):
+            case Roll(module_id, definition, former) if self.modules[module_id].ready:
+                self._begin_upgrade(self.modules[module_id], definition, former)
+            case Renewal(module_id, Definition() as definition) | Roll(module_id, definition):
                 self._replace(self.modules[module_id], definition)
             case Scale(module_id, count):
                 self._store(replace(self.modules[module_id], count=count))
@@ -345,19 +345,24 @@ class _Turn:
             for replica in module.current:
                 self._move(module.id, replica.key, lifecycle.Start())
 
-    def _renew(self, module: Module) -> None:
+    def _renew(self, module: Module, index: int | None) -> None:
         self._store(replace(module, wanted=True, asked=True, upgrade=None, refused=None))
-        for replica in module.current:
-            self._move(module.id, replica.key, lifecycle.Renew())
+        for replica in self.modules[module.id].current:
+            if index in (None, replica.index):
+                self._move(module.id, replica.key, lifecycle.Renew())
 
     def _replace(self, module: Module, definition: Definition) -> None:
         """The new generation is in force at once; if it is to run, `_fill` stops the old and makes the new one."""
         fresh = _with_definition(module, definition, next_generation(module))
         self._put(module.id, replace(fresh, since=self._moment.now, refused=None))
 
-    def _begin_upgrade(self, module: Module, definition: Definition) -> None:
-        upgrade = Upgrade(definition, next_generation(module))
-        self._store(replace(module, upgrade=upgrade, refused=None, faults=(), gone=False))
+    def _begin_upgrade(
+        self, module: Module, definition: Definition, former: Definition | None = None
+    ) -> None:
+        """Rolling if there is something former to go back to."""
+        upgrade = Upgrade(definition, next_generation(module), rolling=former is not None)
+        now = replace(module, definition=former or module.definition, upgrade=upgrade)
+        self._store(replace(now, refused=None, faults=(), gone=False))
 
     # Rules
 
@@ -369,13 +374,12 @@ class _Turn:
         if not module.wanted:
             self._store(replace(module, upgrade=None))
             return
-        failed = next((replica for replica in module.successors if _has_failed(replica)), None)
+        upgrade = module.upgrade
+        failed = upgrade.failed(module.replicas, module.count)
         if failed is not None:
-            refusal = Refusal(failed, self._moment.now)
-            pending = module.upgrade.definition
-            self._store(replace(module, upgrade=None, refused=refusal, pending=pending))
-        elif len(module.successors) >= module.count and all(map(_is_ready, module.successors)):
-            upgrade = module.upgrade
+            refusal = Refusal(failed, self._moment.now, upgrade.rolling)
+            self._store(replace(module, upgrade=None, refused=refusal, pending=upgrade.definition))
+        elif upgrade.is_complete(module.replicas, module.count):
             self._put(module_id, _with_definition(module, upgrade.definition, upgrade.generation))
 
     def _fill(self, module_id: str) -> None:
@@ -383,8 +387,7 @@ class _Turn:
         module = self.modules[module_id]
         if not module.wanted:
             return
-        generations = {module.generation} | ({module.upgrade.generation} if module.upgrade else set())
-        wanted = {(index, generation) for generation in generations for index in range(module.count)}
+        wanted = _wanted_keys(module)
         for key in sorted(wanted - {replica.key for replica in module.replicas}):
             fresh = Replica(module_id, key[0], key[1], self._moment.now)
             self._store(_with(self.modules[module_id], fresh))
@@ -431,8 +434,11 @@ class _Turn:
 
     def _obstacle(self, module: Module, replica: Replica) -> lifecycle.Hold | None:
         beside = module.upgrade is not None and replica.generation == module.upgrade.generation
-        others = (r for r in module.replicas if r.index == replica.index and r.key != replica.key)
-        if not beside and any(other.run is not None for other in others):
+        # A later generation than the one in force comes of an upgrade that was called off: beside is meant.
+        former = (
+            r for r in module.replicas if r.index == replica.index and r.generation < replica.generation
+        )
+        if not beside and any(other.run is not None for other in former):
             return lifecycle.Hold("waits for the former generation to end", False)
         manifest = module.definition_of(replica).manifest
         for required in manifest.requires:
@@ -489,7 +495,7 @@ def _with_definition(module: Module, definition: Definition, generation: int) ->
 def count_with(module: Module, definition: Definition) -> int:
     """How many replicas the module has under this definition: as many as it says, unless it was scaled."""
     was_scaled = module.definition is not None and module.count != module.definition.manifest.replicas
-    return module.count if was_scaled else definition.manifest.replicas
+    return min(module.count, definition.manifest.max_replicas) if was_scaled else definition.manifest.replicas
 
 
 def next_generation(module: Module) -> int:
@@ -497,14 +503,11 @@ def next_generation(module: Module) -> int:
     return 1 + max([module.generation, *(replica.generation for replica in module.replicas)])
 
 
-def _has_failed(replica: Replica) -> bool:
-    """Whether it did not get ready at its first try, or was and is no more, or never can be."""
-    blocked = isinstance(replica.state, lifecycle.Waiting) and replica.state.lasting
-    return blocked or replica.history.last_exit is not None
-
-
-def _is_ready(replica: Replica) -> bool:
-    return isinstance(replica.state, lifecycle.Started)
+def _wanted_keys(module: Module) -> set[tuple[int, int]]:
+    """Index and generation of each replica that is to run."""
+    if module.upgrade is not None:
+        return module.upgrade.wanted(module.generation, module.replicas, module.count)
+    return {(index, module.generation) for index in range(module.count)}
 
 
 def _with(module: Module, replica: Replica) -> Module:

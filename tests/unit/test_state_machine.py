@@ -22,6 +22,7 @@ from nexusd.domain.fleet import (
     Order,
     Put,
     Renewal,
+    Roll,
     Scale,
     Want,
     graph_of,
@@ -83,7 +84,7 @@ class FleetAndProcesses(RuleBasedStateMachine):
         for action in self.stage.change(event):
             if isinstance(action, Order):
                 self.obey(action)
-        if isinstance(event, Renewal | Scale) or (isinstance(event, Want) and event.started):
+        if isinstance(event, Renewal | Roll | Scale) or (isinstance(event, Want) and event.started):
             touched = event.module_ids if isinstance(event, Want) else (event.module_id,)
             self.restarts = defaultdict(
                 list, {key: times for key, times in self.restarts.items() if key[0] not in touched}
@@ -119,7 +120,9 @@ class FleetAndProcesses(RuleBasedStateMachine):
         assert all(process.key != key for process in self.processes.values()), "two runs of one replica"
         assert module.wanted, "started though nobody wants it"
         beside = module.upgrade is not None and replica.generation == module.upgrade.generation
-        same_place = [one for one in self.processes.values() if one.key[:2] == key[:2]]
+        same_place = [
+            one for one in self.processes.values() if one.key[:2] == key[:2] and one.key[2] < key[2]
+        ]
         assert beside or not same_place, "started beside another generation"
         for required in module.definition_of(replica).manifest.requires:
             assert self.stage.state(required) is ModuleState.STARTED, f"started before {required}"
@@ -242,6 +245,18 @@ class FleetAndProcesses(RuleBasedStateMachine):
         if self.is_valid(found.id):
             self.act(Renewal(found.id, found, beside))
 
+    @rule(module_id=st.sampled_from(IDS), index=st.integers(0, 2))
+    def restart_one(self, module_id: str, index: int) -> None:
+        if self.is_valid(module_id):
+            self.act(Renewal(module_id, index=index))
+
+    @rule(found=DEFINITIONS)
+    def roll(self, found: Definition) -> None:
+        if self.is_valid(found.id):
+            former = self.stage.module(found.id).definition
+            assert former is not None
+            self.act(Roll(found.id, found, replace(former, folder="/copy")))
+
     @rule(module_id=st.sampled_from(IDS), valid=st.booleans())
     def drop(self, module_id: str, valid: bool) -> None:
         """As the daemon does it: only what neither runs nor is wanted."""
@@ -292,6 +307,15 @@ class FleetAndProcesses(RuleBasedStateMachine):
     def nobody_is_restarted_more_often_than_allowed(self) -> None:
         for key, times in self.restarts.items():
             assert len([at for at in times if self.stage.now - at < WITHIN_S]) <= BUDGET, key
+
+    @invariant()
+    def a_rolling_reload_has_one_process_too_many_at_most(self) -> None:
+        for module in self.stage.fleet.modules.values():
+            if module.upgrade is not None and module.upgrade.rolling:
+                begun = [one for one in module.successors if one.run is not None or one.wanted]
+                assert len(begun) <= module.replaced + 1
+                still_wanted = [one for one in module.replicas if one.wanted]
+                assert len(still_wanted) <= module.count + 1
 
     @invariant()
     def the_rules_have_settled(self) -> None:
