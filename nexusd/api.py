@@ -21,6 +21,7 @@ from nexusd.rpc.dispatch import Dispatcher, Observer
 from nexusd.rpc.identity import Identity
 from nexusd.rpc.methods import Api
 from nexusd.rpc.server import RpcServer
+from nexusd.rpc.upkeep import Upkeep
 from nexusd.supervisor import Supervisor
 
 
@@ -44,6 +45,7 @@ def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) ->
     families: list[Method] = []
     families += AuditReading(parts.audit).methods
     families += ChaosMethods(parts.operations, parts.chaos).methods
+    families += Upkeep(parts.operations).methods
     api = Api(
         parts.supervisor, parts.operations, parts.daemon, parts.identity, parts.logs, parts.events, families
     )

@@ -30,6 +30,7 @@ class Catalogue:
         stored: Callable[[], Mapping[str, StoredModule]],
         restored: Callable[[str], Former | None],
         warn: Callable[[str], None],
+        is_copy: Callable[[Definition], bool],
     ) -> None:
         self.paths = tuple(paths)
         self._supervisor = supervisor
@@ -38,6 +39,7 @@ class Catalogue:
         self._stored = stored()
         self._restored = restored
         self._warn = warn
+        self._is_copy = is_copy
 
     async def discover(self) -> list[Found]:
         """In a thread: it reads and hashes files."""
@@ -95,8 +97,9 @@ class Catalogue:
         if definition is None:
             return module
         stored = self._stored.get(found.id, StoredModule())
-        in_force = former.definition if former else definition
-        count = in_force.manifest.replicas if stored.count is None else stored.count
+        in_force = self._in_force(former, found.folder) if former else definition
+        manifest = in_force.manifest
+        count = manifest.replicas if stored.count is None else min(stored.count, manifest.max_replicas)
         module = replace(module, count=count, configured=stored.configured)
         if former is not None:
             module = replace(
@@ -112,6 +115,12 @@ class Catalogue:
         elif stored.started is False:
             module = replace(module, asked=True)
         return module
+
+    def _in_force(self, former: Former, folder: str) -> Definition:
+        """With its code where it lies now: in the module's folder, or in a copy that a rolling reload left."""
+        if self._is_copy(former.definition):
+            return former.definition
+        return replace(former.definition, folder=folder)
 
     def _is_to_be_started(self, module: Module) -> bool:
         return module.definition is not None and not module.asked and self._wish(module.id, module.definition)

@@ -35,6 +35,7 @@ from nexusd.system.audit import AuditLog
 from nexusd.system.clock import LoopClock
 from nexusd.system.configs import ConfigFiles
 from nexusd.system.control import ControlSockets
+from nexusd.system.copies import CodeCopies
 from nexusd.system.events import KEPT, EventLog
 from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.logs import LogFolder
@@ -107,8 +108,9 @@ class UniversalDaemon:
         self._logs = LogFolder(config.logs)
         self._events = EventLog(self._store.append_events, self._store.events(KEPT))
         self._configs = ConfigFiles(config.runtime)
+        self._copies = CodeCopies(config.state)
         self._processes = ReplicaProcesses(
-            self._keeper, config.runtime, self._logs, self._configs, host.__file__
+            self._keeper, config.runtime, self._logs, self._configs, self._copies, host.__file__
         )
         self._processes.holds_back = True
         self._clock = LoopClock(lambda: self.supervisor.expire_deadlines())
@@ -124,6 +126,7 @@ class UniversalDaemon:
             self._store.modules,
             self._news.restored,
             self._warn,
+            self._copies.holds,
         )
         self._operations = Operations(
             self.supervisor,
@@ -134,6 +137,7 @@ class UniversalDaemon:
             self._catalogue.reread,
             self._processes.signal_leader,
             self._events.add,
+            self._copies,
         )
         self._build_chaos()
         self._grant(config)
@@ -227,6 +231,7 @@ class UniversalDaemon:
             if entry.path not in in_use:
                 os.unlink(entry.path)
         self._configs.tidy(self.supervisor.fleet.modules.values())
+        self._copies.tidy(self.supervisor.fleet.modules.values())
 
     def _build_server(self) -> "RpcServer":
         # Slow to import: the door has it done in a thread, and not before it is needed.
@@ -377,8 +382,8 @@ def _make_folders(config: Config) -> None:
     _make_runtime(config.runtime)
     for name in ("r", "config"):
         os.makedirs(os.path.join(config.runtime, name), mode=0o711, exist_ok=True)
-    for folder in (config.state, config.logs):
-        os.makedirs(folder, mode=0o750, exist_ok=True)
+    os.makedirs(config.state, mode=0o751, exist_ok=True)  # passable: copies of code lie in it
+    os.makedirs(config.logs, mode=0o750, exist_ok=True)
 
 
 def _make_runtime(folder: str) -> None:

@@ -1,43 +1,35 @@
 """What a command does: checks that it makes sense, asks the fleet, waits for the outcome, tells it.
 
-Rules between modules are the fleet's; who may command, and how the outcome is encoded, is `nexusd.rpc`'s.
+reload, scale and heal stand in files of their own. Rules between modules are the fleet's; who may command, and
+how the outcome is encoded, is `nexusd.rpc`'s.
 """
 
 import asyncio
 import logging
-import signal
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
 
 from nexusd.domain import lifecycle, settings
-from nexusd.domain.errors import BadValue, NexusError, NoSuchModule, NotPossible, TimedOut
+from nexusd.domain.errors import BadValue, NexusError, NotPossible
 from nexusd.domain.fields import near_match
-from nexusd.domain.fleet import Fleet, Module, ModuleState, Put, Renewal, Want, circle_with
+from nexusd.domain.fleet import Module, ModuleState, Put, Renewal, Want
 from nexusd.domain.graph import closure
-from nexusd.domain.manifest import ConfigKey, Definition
+from nexusd.domain.lifecycle import Replica
+from nexusd.domain.manifest import ConfigKey
+from nexusd.healing import Healing
 from nexusd.outcomes import Outcomes
-from nexusd.ports import Configs, Control, Logs, Store
+from nexusd.ports import Configs, Control, Copies, Logs, Store
+from nexusd.reach import Patience, Reach, is_wanted, required, runs_of
+from nexusd.reloading import Reloading, Reread, SignalRun
+from nexusd.scaling import Scaling
 from nexusd.supervisor import Supervisor
 
 log = logging.getLogger("nexusd.operations")
 
 CONFIGURE_TIMEOUT_S = 5.0
-EXPORT_TIMEOUT_S = 5.0
-
-Reread = Callable[[Module], Awaitable[Definition | None]]  # the definition on disk; None: no longer usable
-SignalRun = Callable[[str, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Whether and how long a command waits for its outcome."""
-
-    wait: bool = True
-    timeout_s: float | None = None
 
 
 class Operations:
@@ -51,26 +43,35 @@ class Operations:
         reread: Reread,
         signal_leader: SignalRun,
         tell: Callable[..., None],
+        copies: Copies,
     ) -> None:
         self._supervisor = supervisor
         self._store = store
         self._control = control
-        self._outcomes = Outcomes(logs)
+        self._outcomes = outcomes = Outcomes(logs)
         self._configs = configs
-        self._reread = reread
-        self._signal_leader = signal_leader
         self._tell = tell
         self.before_reload: list[Callable[[str], None]] = []  # told the id of a module that will hand over
+        self._reach = reach = Reach(supervisor)
+        self._reloading = Reloading(
+            supervisor, reach, outcomes, control, configs, copies, reread, signal_leader, tell
+        )
+        self._scaling = Scaling(supervisor, reach, store, outcomes)
+        self._healing = Healing(supervisor, reach, tell)
         self._configuring: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def module(self, module_id: str) -> Module:
         """Raises NoSuchModule, with the nearest id there is."""
-        modules = self._supervisor.fleet.modules
-        if module_id in modules:
-            return modules[module_id]
-        near = near_match(module_id, modules)
-        hint = f"did you mean {near}?" if near else "nexusctl modules"
-        raise NoSuchModule(f"no such module: {module_id}", module_id=module_id, hint=hint)
+        return self._reach.module(module_id)
+
+    async def reload(self, module_id: str, strategy: str | None, patience: Patience) -> dict[str, Any]:
+        return await self._reloading.reload(module_id, strategy, patience)
+
+    async def scale(self, module_id: str, count: int, patience: Patience) -> dict[str, Any]:
+        return await self._scaling.scale(module_id, count, patience)
+
+    async def heal(self, module_id: str | None, patience: Patience) -> dict[str, Any]:
+        return await self._healing.heal(module_id, patience)
 
     def is_secret(self, module_id: str, key: str) -> bool:
         """Whether the value of this key must not be shown; one that nobody knows may be a mistyped secret."""
@@ -82,16 +83,16 @@ class Operations:
 
     async def start(self, module_id: str, patience: Patience) -> dict[str, Any]:
         """Starts what it requires, too. Raises StartFailed, DependencyFailed, TimedOut, NotPossible."""
-        module = self._startable(module_id)
+        module = self._reach.startable(module_id)
         fleet = self._supervisor.fleet
         also = [
-            one for one in sorted(closure(fleet.graph.requires, [module_id])) if not _is_wanted(fleet, one)
+            one for one in sorted(closure(fleet.graph.requires, [module_id])) if not is_wanted(fleet, one)
         ]
         changed = module.state is not ModuleState.STARTED
         if changed or also:
             self._supervisor.handle(Want((*also, module_id), True))
         warning = await self._save_wanted([*also, module_id], True)
-        await self._wait(module_id, patience, self._outcomes.is_started)
+        await self._reach.wait(module_id, patience, self._outcomes.is_started)
         state = self.module(module_id).state
         started = {"started": state is ModuleState.STARTED, "state": str(state)}
         return {"module_id": module_id, **started, "changed": changed, "also": also, **warning}
@@ -99,16 +100,13 @@ class Operations:
     async def stop(self, module_id: str, cascade: bool, patience: Patience) -> dict[str, Any]:
         """Refused (NotPossible) while others that are to run require it, unless `cascade` stops those first."""
         module = self.module(module_id)
-        fleet = self._supervisor.fleet
-        dependents = [
-            one for one in sorted(closure(fleet.graph.required_by, [module_id])) if _is_wanted(fleet, one)
-        ]
+        dependents = self._reach.dependents_of(module_id)
         if dependents and not cascade:
-            raise _required(module_id, dependents)
+            raise required("stop", module_id, dependents)
         changed = module.wanted or module.is_active
         self._supervisor.handle(Want((*dependents, module_id), False))
         warning = await self._save_wanted([*dependents, module_id], False)
-        await self._wait(module_id, patience, self._outcomes.is_stopped, may_be_dropped=True)
+        await self._reach.wait(module_id, patience, self._outcomes.is_stopped, may_be_dropped=True)
         left = self._supervisor.fleet.modules.get(module_id)
         stopped = {
             "stopped": left is None or not left.is_active,
@@ -116,9 +114,11 @@ class Operations:
         }
         return {"module_id": module_id, **stopped, "changed": changed, "also": dependents, **warning}
 
-    async def restart(self, module_id: str, patience: Patience) -> dict[str, Any]:
-        module = self._startable(module_id)
-        if not module.wanted:
+    async def restart(self, module_id: str, patience: Patience, index: int | None = None) -> dict[str, Any]:
+        """Of the whole module, or of one replica: the others are not touched."""
+        module = self._reach.startable(module_id)
+        which: dict[str, Any] = {} if index is None else {"replica": _replica(module, index).name}
+        if not module.wanted and index is None:
             started = await self.start(module_id, patience)
             return {"module_id": module_id, "restarted": started["started"], "state": started["state"]}
         former = _runs(module)
@@ -219,6 +219,12 @@ class Operations:
                 reason=" → ".join(circle),
                 hint="nexusctl reload the others first, if they changed too",
             )
+        former = runs_of(module, index)
+        self._supervisor.handle(Renewal(module_id, index=index))
+        await self._reach.wait(module_id, patience, self._outcomes.is_renewed(former, index))
+        after = self.module(module_id)
+        restarted = not former & runs_of(after, index) and self._outcomes.runs(after, index)
+        return {"module_id": module_id, **which, "restarted": restarted, "state": str(after.state)}
 
     # Configuration
 
@@ -228,7 +234,7 @@ class Operations:
             return await self._configure(module_id, name, value)
 
     async def _configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
-        module = self._valid(module_id)
+        module = self._reach.valid(module_id)
         assert module.definition is not None
         manifest = module.definition.manifest
         key = config_key(module_id, manifest.config, name)
@@ -298,29 +304,6 @@ class Operations:
             self._supervisor.handle(Renewal(module_id, module.definition, beside=True))
         return key.apply
 
-    # What they share
-
-    def _valid(self, module_id: str) -> Module:
-        module = self.module(module_id)
-        if module.definition is None:
-            raise NotPossible(
-                f"{module_id} is invalid: {module.reason}",
-                module_id=module_id,
-                reason="; ".join(str(fault) for fault in module.faults),
-                hint=f"nexusctl status {module_id}",
-            )
-        return module
-
-    def _startable(self, module_id: str) -> Module:
-        module = self._valid(module_id)
-        if module.gone:
-            raise NotPossible(
-                f"{module_id} cannot be started anew: its folder {module.folder} is gone",
-                module_id=module_id,
-                hint=f"nexusctl stop {module_id}, which ends and forgets it",
-            )
-        return module
-
     async def _save_wanted(self, module_ids: list[str], started: bool) -> dict[str, str]:
         """A full disk must not keep an operator from stopping a module: then the answer says what was not kept."""
         try:
@@ -329,50 +312,18 @@ class Operations:
             return {"warning": f"{error}; after a restart of nexusd the former wish holds"}
         return {}
 
-    async def _wait(
-        self,
-        module_id: str,
-        patience: Patience,
-        done: Callable[[Module], bool],
-        may_be_dropped: bool = False,
-    ) -> None:
-        """Until `done` of the module; one whose folder is gone is dropped when it has stopped."""
-        if not patience.wait:
-            return
 
-        def is_done(fleet: Fleet) -> bool:
-            return (may_be_dropped and module_id not in fleet.modules) or done(self.module(module_id))
-
-        try:
-            await self._supervisor.until([module_id], is_done, patience.timeout_s)
-        except TimeoutError:
-            module = self.module(module_id)
-            raise TimedOut(
-                f"{module_id} is still {module.state} after {patience.timeout_s:g} s",
-                module_id=module_id,
-                reason=module.reason,
-                hint=f"nexusctl status {module_id}",
-            ) from None
-
-
-def _is_wanted(fleet: Fleet, module_id: str) -> bool:
-    module = fleet.modules.get(module_id)
-    return module is None or module.definition is None or module.wanted
-
-
-def _required(module_id: str, dependents: list[str]) -> NotPossible:
-    names = ", ".join(dependents)
-    verb = "requires" if len(dependents) == 1 else "require"
-    return NotPossible(
-        f"cannot stop {module_id}: {names} {verb} it",
-        module_id=module_id,
-        hint=f"nexusctl stop --cascade {module_id}",
-        required_by=dependents,
+def _replica(module: Module, index: int) -> Replica:
+    """Raises NotPossible for one that there is not, or that is not to run."""
+    found = next((replica for replica in module.current if replica.index == index), None)
+    if found is not None and module.wanted:
+        return found
+    what = f"it is {module.state}" if not module.wanted else f"it has {module.count} replicas, counted from 0"
+    raise NotPossible(
+        f"cannot restart {module.id}#{index}: {what}",
+        module_id=module.id,
+        hint=f"nexusctl status {module.id}" if module.wanted else f"nexusctl start {module.id}",
     )
-
-
-def _runs(module: Module) -> frozenset[str]:
-    return frozenset(replica.run for replica in module.replicas if replica.run is not None)
 
 
 def config_key(module_id: str, keys: Mapping[str, ConfigKey], name: str) -> ConfigKey:

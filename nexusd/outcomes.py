@@ -10,7 +10,7 @@ from nexusd.domain import lifecycle, settings
 from nexusd.domain.errors import DependencyFailed, NexusError, NotPossible, StartFailed
 from nexusd.domain.fleet import Module, ModuleState
 from nexusd.domain.lifecycle import Replica
-from nexusd.domain.upgrades import Refusal
+from nexusd.domain.upgrades import Refusal, is_ready
 from nexusd.ports import Logs
 
 LOG_LINES = 10
@@ -34,22 +34,63 @@ class Outcomes:
         return False
 
     @staticmethod
+    def runs(module: Module, index: int | None) -> bool:
+        """Whether the module, or one replica of it, is started."""
+        if index is None:
+            return module.state is ModuleState.STARTED
+        return any(replica.index == index and is_ready(replica) for replica in module.current)
+
+    @staticmethod
     def is_stopped(module: Module) -> bool:
         _refuse_stuck(module, f"cannot stop {module.id}")
         if module.wanted:
             raise NotPossible(f"{module.id} was started meanwhile", module_id=module.id)
         return not module.is_active
 
-    def is_renewed(self, former: frozenset[str]) -> Callable[[Module], bool]:
+    def is_renewed(self, former: frozenset[str], index: int | None = None) -> Callable[[Module], bool]:
+        """None of the former runs is left, and what follows is started: of the module, or of one replica."""
+
         def is_reached(module: Module) -> bool:
             if module.refused is not None:
-                raise self._upgrade_refused(module, module.refused)
+                return self._is_back(module, module.refused)
             _refuse_stuck(module, f"cannot end the former process of {module.id}")
             if any(replica.run in former for replica in module.replicas):
                 return False
-            return self.is_started(module)
+            return self.is_started(module) if index is None else self._is_started_one(module, index)
 
         return is_reached
+
+    def is_scaled(self, previous: int, count: int) -> Callable[[Module], bool]:
+        """The new ones are started, those beyond have ended. What becomes of the others is another affair."""
+
+        def is_reached(module: Module) -> bool:
+            if module.count != count or not module.wanted:
+                what = f"scaled to {module.count}" if module.wanted else "stopped"
+                raise NotPossible(f"{module.id} was {what} meanwhile", module_id=module.id)
+            for replica in module.current:
+                if replica.index >= previous and (failure := self._failure(module, replica)) is not None:
+                    raise self._not_scaled(module, count, replica, failure)
+            new = [replica for replica in module.current if replica.index >= previous]
+            beyond = any(replica.index >= count and replica.run is not None for replica in module.replicas)
+            return len(new) == max(count - previous, 0) and all(map(is_ready, new)) and not beyond
+
+        return is_reached
+
+    def _is_started_one(self, module: Module, index: int) -> bool:
+        for replica in module.current:
+            if replica.index == index:
+                if (failure := self._failure(module, replica)) is not None:
+                    raise failure
+                return is_ready(replica)
+        raise NotPossible(f"{module.id}#{index} was stopped meanwhile", module_id=module.id)
+
+    def _is_back(self, module: Module, refusal: Refusal) -> bool:
+        """Raises the refusal once nothing is left of the new generation and the old one is all there again."""
+        if any(replica.generation > module.generation and _will_end(replica) for replica in module.replicas):
+            return False
+        if refusal.rolling and module.state is ModuleState.STARTING:
+            return False
+        raise self._upgrade_refused(module, refusal)
 
     def _failure(self, module: Module, replica: Replica) -> NexusError | None:
         """Why this replica did not start, when it did not; one that is tried again has failed the once."""
@@ -76,9 +117,29 @@ class Outcomes:
         return self._told_by(module, replica, f"{module.id} did not start: {reason}{again}", reason)
 
     def _upgrade_refused(self, module: Module, refusal: Refusal) -> StartFailed:
-        module_id, reason = refusal.successor.module_id, refusal.reason
-        what = f"{module_id} was not reloaded: the new generation failed ({reason}); the old one goes on"
+        reason = refusal.reason
+        after = "the old one goes on"
+        if refusal.rolling:
+            well = module.state is ModuleState.STARTED
+            after = (
+                "all replicas are the old one's"
+                if well
+                else f"the old one is {module.state}: {module.reason}"
+            )
+        what = f"{module.id} was not reloaded: the new generation failed ({reason}); {after}"
         return self._told_by(module, refusal.successor, what, reason)
+
+    def _not_scaled(self, module: Module, count: int, replica: Replica, failure: NexusError) -> NexusError:
+        """The number stays: what is tried again may come up yet."""
+        what = f"{replica.module_id} is to have {count} replicas now, but {replica.name} did not start"
+        if isinstance(failure, StartFailed):
+            return self._told_by(module, replica, f"{what}: {failure.reason}", failure.reason or "unknown")
+        return type(failure)(
+            f"{what}: {failure.reason}",
+            module_id=failure.module_id,
+            reason=failure.reason,
+            hint=failure.hint,
+        )
 
     def _told_by(self, module: Module, replica: Replica, what: str, reason: str) -> StartFailed:
         """With what the replica itself leaves behind: its last words, its exit, the end of its log."""
@@ -97,6 +158,10 @@ def _without_secrets(module: Module, line: str) -> str:
     if module.definition is None:
         return line
     return settings.without_secrets(module.definition.manifest, module.configured, line)
+
+
+def _will_end(replica: Replica) -> bool:
+    return replica.run is not None and not isinstance(replica.state, lifecycle.Stuck)
 
 
 def _refuse_stuck(module: Module, command: str) -> None:

@@ -135,6 +135,17 @@ class AuditLog(Protocol):
         """Called with each line from now on; returns the way out."""
 
 
+class Copies(Protocol):
+    def keep(self, definition: Definition) -> None:
+        """Copy its code, unless that was done or the files are another definition's by now."""
+
+    def kept(self, definition: Definition) -> Definition | None:
+        """The same definition with its code where nobody changes it; None when there is no copy."""
+
+    def tidy(self, modules: Iterable[Module]) -> None:
+        """Remove the copies that none of all modules needs."""
+
+
 class Daemon(Protocol):
     """What a command may ask of the daemon as a whole."""
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from signal import Signals
 from typing import Any
 
+from msgspec.structs import replace
+
 from nexusd.domain import fleet as rules
 from nexusd.domain import lifecycle
 from nexusd.domain.errors import NexusError
@@ -249,3 +251,17 @@ class FakeConfigs:
 
     def tidy(self, modules: Iterable[Module]) -> None:
         self.tidied.extend(module.id for module in modules)
+
+
+class FakeCopies:
+    """Implements `ports.Copies`. `lost` are ids of which there is no copy."""
+
+    def __init__(self) -> None:
+        self.lost: set[str] = set()
+
+    def keep(self, definition: Definition) -> None: ...
+
+    def kept(self, definition: Definition) -> Definition | None:
+        return None if definition.id in self.lost else replace(definition, folder=f"/copies/{definition.id}")
+
+    def tidy(self, modules: Iterable[Module]) -> None: ...

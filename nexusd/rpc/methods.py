@@ -14,8 +14,9 @@ from nexusd.domain import health, settings
 from nexusd.domain.access import effective_permissions
 from nexusd.domain.errors import Busy, InvalidParams
 from nexusd.domain.fleet import Fleet
-from nexusd.operations import Operations, Patience, config_key
+from nexusd.operations import Operations, config_key
 from nexusd.ports import Daemon, EventSource, LogReader
+from nexusd.reach import Patience
 from nexusd.rpc import discover, views
 from nexusd.rpc.call import Call, Method, NoParams
 from nexusd.rpc.identity import Identity
@@ -34,6 +35,13 @@ class OneModule(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Start(Struct, frozen=True, forbid_unknown_fields=True):
     module_id: ModuleId
+    wait: bool = True
+    timeout: Timeout = None
+
+
+class Restart(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId
+    replica: Annotated[int, Meta(ge=0, description="Only this one; the others go on")] | None = None
     wait: bool = True
     timeout: Timeout = None
 
@@ -126,8 +134,8 @@ class Api:
             Method(
                 "restart_module",
                 self.restart,
-                "Stop a module and start it again",
-                Start,
+                "Stop a module, or one replica of it, and start it again",
+                Restart,
                 "module.start",
                 True,
             ),
@@ -212,8 +220,8 @@ class Api:
     async def stop(self, _call: Call, params: Stop) -> dict[str, Any]:
         return await self._operations.stop(params.module_id, params.cascade, _patience(params))
 
-    async def restart(self, _call: Call, params: Start) -> dict[str, Any]:
-        return await self._operations.restart(params.module_id, _patience(params))
+    async def restart(self, _call: Call, params: Restart) -> dict[str, Any]:
+        return await self._operations.restart(params.module_id, _patience(params), params.replica)
 
     async def reload(self, _call: Call, params: Reload) -> dict[str, Any]:
         return await self._operations.reload(params.module_id, params.strategy, _patience(params))
@@ -326,5 +334,5 @@ def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
 
 
-def _patience(params: Start | Stop | Reload) -> Patience:
+def _patience(params: Start | Restart | Stop | Reload) -> Patience:
     return Patience(params.wait, params.timeout)

@@ -81,8 +81,16 @@ class KeeperNews:
         for message in self._early:
             self._news(message)
         self._early.clear()
+        self._tell_of_broken_reloads()
         self._notes.clear()  # a module that comes back later begins anew
         self._definitions.clear()
+
+    def _tell_of_broken_reloads(self) -> None:
+        """A reload ends with the nexusd that carried it out: what had taken over by then goes back."""
+        for module_id, note in self._notes.items():
+            if any(one.wanted and one.generation > note.generation for one in note.replicas):
+                reason = f"nexusd ended in the middle of it; generation {note.generation} stays in force"
+                self._tell("module.reload_refused", module_id, reason=reason)
 
     def restored(self, module_id: str) -> Former | None:
         """What a former nexusd left of the module; None once `begin` was called."""

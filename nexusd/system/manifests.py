@@ -194,11 +194,15 @@ def _reason(error: OSError) -> str:
 def _digest(folder: str, content: bytes, manifest: Manifest) -> str:
     """SHA-256 of the manifest and of the code: *.py, and what `exec` names in the folder."""
     total = hashlib.sha256(content)
-    code = {*_python_files(folder), *_named_files(folder, manifest.run.exec or ())}
-    for file in sorted(code):
+    for file in sorted(code_files(folder, manifest)):
         name = os.fsencode(file.removeprefix(folder))
         total.update(b"\0%s\0%s" % (name, _file_digest(file)))
     return total.hexdigest()
+
+
+def code_files(folder: str, manifest: Manifest) -> set[str]:
+    """What counts as the module's code, beside its manifest."""
+    return {*_python_files(folder), *_named_files(folder, manifest.run.exec or ())}
 
 
 def _python_files(folder: str) -> Iterator[str]:

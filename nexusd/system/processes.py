@@ -18,7 +18,7 @@ from nexusd.domain.fleet import Module
 from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition, Manifest
 from nexusd.domain.units import unit_number
-from nexusd.ports import Configs, Logs
+from nexusd.ports import Configs, Copies, Logs
 from nexusd.system.listening import open_socket, socket_name
 from nexusd.system.users import User, look_up
 
@@ -59,11 +59,14 @@ def definition_note(module_id: str) -> str:
 
 
 class ReplicaProcesses:
-    def __init__(self, keeper: Keeper, runtime: str, logs: Logs, configs: Configs, host_program: str) -> None:
+    def __init__(
+        self, keeper: Keeper, runtime: str, logs: Logs, configs: Configs, copies: Copies, host_program: str
+    ) -> None:
         self._keeper = keeper
         self._runtime = runtime
         self._logs = logs
         self._configs = configs
+        self._copies = copies
         self._remembered: dict[str, Definition] = {}
         self._host_program = host_program
         self.holds_back = False
@@ -81,9 +84,11 @@ class ReplicaProcesses:
         manifest = definition.manifest
         user = look_up(manifest.run.user, manifest.run.group)
         config = self._configs.write(module, definition, replica.generation)
+        if module.count > 1:  # only these can be half way through a rolling reload
+            self._copies.keep(definition)
         names = self._listening(module.id, manifest)
         launch = {
-            **self._program(module.folder, manifest),
+            **self._program(definition.folder, manifest, definition.folder != module.folder),
             "environment": self._environment(run, replica, module.folder, manifest, user, config),
             "directory": os.path.join(module.folder, manifest.run.directory or ""),
             "limits": _limits(manifest),
@@ -141,11 +146,13 @@ class ReplicaProcesses:
         """sun_path holds 107 bytes: the token alone names the run."""
         return os.path.join(self._runtime, "r", f"{runs.token(run)}.{kind}")
 
-    def _program(self, folder: str, manifest: Manifest) -> dict[str, Any]:
+    def _program(self, folder: str, manifest: Manifest, is_copy: bool) -> dict[str, Any]:
+        """Of a copy also the arguments that name code; the working folder is the module's own."""
         run = manifest.run
         if run.python is None:
             assert run.exec is not None  # exactly one of the two (manifest_rules)
             program, *arguments = run.exec
+            arguments = [_in_copy(folder, word) for word in arguments] if is_copy else arguments
             return {"argv": [os.path.join(folder, program) if "/" in program else program, *arguments]}
         if run.interpreter is not None:
             return {"argv": [run.interpreter, self._host_program, run.python, folder]}
@@ -171,6 +178,7 @@ class ReplicaProcesses:
             "NEXUS_REPLICA": str(replica.index),
             "NEXUS_GENERATION": str(replica.generation),
             "NEXUS_RUN": run,
+            "NEXUS_STOP_TIMEOUT": f"{manifest.stop.timeout:g}",
             "NEXUS_CONFIG": config,
             "NOTIFY_SOCKET": self.socket_path(run, "notify"),
         }
@@ -195,6 +203,11 @@ class ReplicaProcesses:
                 self._keeper.hold(name, open_socket(entry))
             names.append(name)
         return names
+
+
+def _in_copy(folder: str, word: str) -> str:
+    path = os.path.join(folder, word)
+    return path if os.path.isfile(path) and not os.path.islink(path) else word
 
 
 def read_environment(path: str) -> dict[str, str]:

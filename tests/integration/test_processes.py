@@ -16,6 +16,7 @@ from nexusd.domain.fleet import Module
 from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition, parse_manifest
 from nexusd.system.configs import ConfigFiles
+from nexusd.system.copies import CodeCopies
 from nexusd.system.logs import LogFolder
 from nexusd.system.processes import Note, ReplicaProcesses, exit_of, read_environment
 
@@ -92,7 +93,12 @@ def processes(keeper: FakeKeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("INHERITED", "yes")
     runtime = str(tmp_path / "run")
     return ReplicaProcesses(
-        keeper, runtime, LogFolder(str(tmp_path / "logs")), ConfigFiles(runtime), "/host.py"
+        keeper,
+        runtime,
+        LogFolder(str(tmp_path / "logs")),
+        ConfigFiles(runtime),
+        CodeCopies(str(tmp_path / "state")),
+        "/host.py",
     )
 
 
@@ -167,6 +173,7 @@ def test_the_environment_tells_who_it_is_and_nothing_of_nexusds(
         "NEXUS_MODULE_ID": "test/one",
         "NEXUS_REPLICA": "2",
         "NEXUS_GENERATION": "3",
+        "NEXUS_STOP_TIMEOUT": "10",
         "NEXUS_RUN": RUN,
         "NEXUS_CONFIG": str(tmp_path / "run/config/none.json"),
         "NOTIFY_SOCKET": str(tmp_path / "run/r/aabb.notify"),

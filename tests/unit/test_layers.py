@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OURS = ("nexusd", "nexusctl", "aeon_interface", "nexus_v2_enterprise")
 
+OF_COMMANDS = {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.outcomes", "nexusd.reach"}
 # The longest name that fits a file says what it may import of ours, itself and `nexusd`'s version aside.
 LAYERS: dict[str, set[str]] = {
     "nexusd.domain": set(),
@@ -23,6 +24,11 @@ LAYERS: dict[str, set[str]] = {
     "nexusd.operations": {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.outcomes"},
     "nexusd.experiments": {"nexusd.domain", "nexusd.ports"},
     "nexusd.chaos": {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.experiments"},
+    "nexusd.reach": {"nexusd.domain", "nexusd.supervisor"},
+    "nexusd.healing": {"nexusd.domain", "nexusd.supervisor", "nexusd.reach"},
+    "nexusd.scaling": OF_COMMANDS,
+    "nexusd.reloading": OF_COMMANDS,
+    "nexusd.operations": OF_COMMANDS | {"nexusd.healing", "nexusd.scaling", "nexusd.reloading"},
     "nexusd.rpc": {
         "nexusd.chaos",
         "nexusd.domain",
@@ -30,6 +36,7 @@ LAYERS: dict[str, set[str]] = {
         "nexusd.supervisor",
         "nexusd.operations",
         "nexusd.outcomes",
+        "nexusd.reach",
     },
     "nexusd.system": {"nexusd.domain", "nexusd.ports", "nexusd.config"},  # of config the log's format only
     "nexusd.catalogue": {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.system"},

@@ -1,0 +1,148 @@
+"""What healing does: starts anew what is failed or unhealthy and is to run, and says whether it helped.
+
+It never touches what an operator stopped. When a module counts as unhealthy is `domain.health`'s.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec.structs import asdict
+
+from nexusd.domain import lifecycle
+from nexusd.domain.fleet import Fleet, Module, ModuleState, Renewal, Want
+from nexusd.domain.graph import closure
+from nexusd.domain.health import Health, health_of, statistics
+from nexusd.domain.lifecycle import Replica
+from nexusd.reach import Patience, Reach
+from nexusd.supervisor import Supervisor
+
+LONGEST_S = 60.0  # what is not well by then was not helped
+_BAD = (ModuleState.FAILED, ModuleState.BACKOFF)
+
+
+class Healing:
+    def __init__(self, supervisor: Supervisor, reach: Reach, tell: Callable[..., None]) -> None:
+        self._supervisor = supervisor
+        self._reach = reach
+        self._tell = tell
+
+    async def heal(self, module_id: str | None, patience: Patience) -> dict[str, Any]:
+        """All at once: who failed because of another waits for it, as at any start. Raises NoSuchModule."""
+        fleet = self._supervisor.fleet
+        asked = self._asked(fleet, module_id)
+        broken = [module for module in asked if can_be_healed(module)]
+        replicas = [replica.name for module in broken for replica in _to_be_renewed(module)]
+        before = statistics(fleet.modules.values())
+        self._renew(broken)
+        ids = [module.id for module in broken]
+        if broken and patience.wait:
+            await self._until_settled(ids, patience.timeout_s or LONGEST_S)
+        told = self._outcome(ids, patience.wait)
+        skipped = {module.id: reason for module in asked if (reason := why_not(module)) is not None}
+        figures = {"before": asdict(before), "after": asdict(statistics(self._fleet.modules.values()))}
+        return {**told, "restarted": ids, "replicas": replicas, "skipped": skipped, **figures}
+
+    def _asked(self, fleet: Fleet, module_id: str | None) -> list[Module]:
+        """All; or one, and what it requires: it can't be well without."""
+        if module_id is None:
+            return [fleet.modules[one] for one in sorted(fleet.modules)]
+        self._reach.module(module_id)
+        ids = {module_id, *closure(fleet.graph.requires, [module_id])}
+        return [fleet.modules[one] for one in sorted(ids) if one in fleet.modules]
+
+    def _renew(self, broken: Iterable[Module]) -> None:
+        failed = [module for module in broken if _failed_replicas(module)]
+        if failed:  # together: so none is refused because of another that is healed as well
+            self._supervisor.handle(Want(tuple(module.id for module in failed), True))
+        for module in broken:
+            if not _failed_replicas(module):
+                self._supervisor.handle(Renewal(module.id))
+
+    async def _until_settled(self, ids: list[str], timeout_s: float) -> None:
+        def is_settled(fleet: Fleet) -> bool:
+            return all(_has_settled(fleet, one) for one in ids)
+
+        watched = {*ids, *closure(self._fleet.graph.requires, ids)}
+        try:
+            await self._supervisor.until(watched, is_settled, timeout_s)
+        except TimeoutError:
+            return  # the answer says of each what it is by now
+
+    def _outcome(self, ids: list[str], waited: bool) -> dict[str, Any]:
+        modules = [self._fleet.modules[one] for one in ids if one in self._fleet.modules]
+        healed = [one.id for one in modules if health_of(one)[0] is Health.HEALTHY]
+        left = {one.id: _state_in_words(one) for one in modules if one.id not in healed}
+        for module in modules:
+            outcome = "healed" if module.id in healed else left[module.id] if waited else "under way"
+            self._tell("module.healing", module.id, reason=outcome)
+        started = [one.id for one in modules if one.state is ModuleState.STARTED]
+        helped = len(healed) == len(ids) if waited else None
+        told = {"healed": healed, "started": started, "not_healed": left, "helped": helped}
+        return {**told, "message": _in_words(len(ids), len(healed), waited)}
+
+    @property
+    def _fleet(self) -> Fleet:
+        return self._supervisor.fleet
+
+
+def can_be_healed(module: Module) -> bool:
+    """It is to run, and something of it has failed, backs off or is unhealthy."""
+    return why_not(module) is None and _is_broken(module)
+
+
+def why_not(module: Module) -> str | None:
+    """Why healing leaves a module alone that is not well; None where that is not so."""
+    if module.definition is None:
+        return f"invalid: {module.reason}"
+    if not module.wanted:
+        return "stopped by an operator" if module.asked else "was never started"
+    if module.gone and _is_broken(module):
+        return "its folder is gone"
+    if module.state is ModuleState.STOPPED:
+        return module.reason or "ended by itself"
+    stuck = next((one for one in module.replicas if isinstance(one.state, lifecycle.Stuck)), None)
+    return stuck.reason if stuck else None
+
+
+def _is_broken(module: Module) -> bool:
+    return bool(_failed_replicas(module)) or health_of(module)[0] is Health.UNHEALTHY
+
+
+def _failed_replicas(module: Module) -> list[Replica]:
+    """Given up on, waiting for a further try, or for what waiting alone does not bring."""
+    return [replica for replica in module.current if _has_failed(replica)]
+
+
+def _has_failed(replica: Replica) -> bool:
+    match replica.state:
+        case lifecycle.Failed() | lifecycle.Backoff() | lifecycle.Waiting(lasting=True):
+            return True
+    return False
+
+
+def _to_be_renewed(module: Module) -> Iterable[Replica]:
+    return _failed_replicas(module) or module.current
+
+
+def _has_settled(fleet: Fleet, module_id: str) -> bool:
+    """Started, or failed again, or held up by one that has."""
+    module = fleet.modules.get(module_id)
+    if module is None or not module.wanted or module.state in (ModuleState.STARTED, ModuleState.STOPPED):
+        return True
+    if any(_has_failed(replica) or replica.history.in_a_row > 0 for replica in module.current):
+        return True
+    required = (fleet.modules.get(one) for one in closure(fleet.graph.requires, [module_id]))
+    return any(one is None or not one.wanted or one.state in _BAD for one in required)
+
+
+def _state_in_words(module: Module) -> str:
+    reasons = health_of(module)[1]
+    return "; ".join(reasons) or str(module.state)
+
+
+def _in_words(asked: int, healed: int, waited: bool) -> str:
+    if asked == 0:
+        return "nothing that is to run is failed or unhealthy"
+    if not waited:
+        return f"{asked} being started anew"
+    return f"{healed} of {asked} healed"

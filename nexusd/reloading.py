@@ -1,0 +1,156 @@
+"""What a reload does: reads what is on disk, has states handed over, and puts the new generation in force.
+
+In which order the two generations start and stop is the fleet's.
+"""
+
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nexusd.domain import lifecycle
+from nexusd.domain.errors import NexusError, NotPossible
+from nexusd.domain.fleet import Module, ModuleState, Renewal, Roll, circle_with
+from nexusd.domain.manifest import Definition
+from nexusd.outcomes import Outcomes
+from nexusd.ports import Configs, Control, Copies
+from nexusd.reach import Patience, Reach, runs_of
+from nexusd.supervisor import Supervisor
+
+log = logging.getLogger("nexusd.operations")
+
+EXPORT_TIMEOUT_S = 5.0
+
+Reread = Callable[[Module], Awaitable[Definition | None]]  # the definition on disk; None: no longer usable
+SignalRun = Callable[[str, int], None]
+
+
+class Reloading:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        reach: Reach,
+        outcomes: Outcomes,
+        control: Control,
+        configs: Configs,
+        copies: Copies,
+        reread: Reread,
+        signal_leader: SignalRun,
+        tell: Callable[..., None],
+    ) -> None:
+        self._supervisor = supervisor
+        self._reach = reach
+        self._outcomes = outcomes
+        self._control = control
+        self._configs = configs
+        self._copies = copies
+        self._reread = reread
+        self._signal_leader = signal_leader
+        self._tell = tell
+
+    async def reload(self, module_id: str, strategy: str | None, patience: Patience) -> dict[str, Any]:
+        """Puts what is on disk in force. A definition with faults is refused and changes nothing."""
+        module = self._reach.valid(module_id)
+        assert module.definition is not None
+        chosen = strategy or module.definition.manifest.reload.strategy
+        if chosen == "signal":
+            return self._reload_by_signal(module)
+        definition = await self._definition_on_disk(module)
+        changed = definition.digest != module.definition.digest
+        states = await self._export_states(self._reach.module(module_id))
+        module = self._reach.module(module_id)
+        renewal = self._renewal(module, definition, chosen)
+        former = runs_of(module)
+        self._configs.hand_over(module, states)
+        self._supervisor.handle(renewal)
+        if self._reach.module(module_id).wanted:
+            await self._reach.wait(module_id, patience, self._outcomes.is_renewed(former))
+        reloaded = self._reach.module(module_id)
+        is_done = reloaded.state is ModuleState.STARTED or not reloaded.wanted
+        self._configs.tidy([reloaded])
+        self._copies.tidy(self._supervisor.fleet.modules.values())
+        self._tell("module.reloaded", module_id, reason=chosen)
+        return {
+            "module_id": module_id,
+            "reloaded": is_done and reloaded.definition == definition,
+            "strategy": chosen,
+            "generation": reloaded.generation,
+            "changed": changed,
+        }
+
+    def _renewal(self, module: Module, definition: Definition, strategy: str) -> Renewal | Roll:
+        """Raises NotPossible where a rolling reload could not be rolled back. One replica is never rolled back:
+        its successor is ready before it goes.
+        """
+        assert module.definition is not None
+        if strategy != "rolling" or module.count < 2:
+            return Renewal(module.id, definition, beside=strategy != "immediate")
+        if definition.digest == module.definition.digest:
+            self._copies.keep(module.definition)
+        former = self._copies.kept(module.definition)
+        if former is None and module.ready:
+            raise NotPossible(
+                f"cannot reload {module.id} replica by replica: there is no copy of the code in force to go back to",
+                module_id=module.id,
+                reason="its files were changed before nexusd could copy them, or are too large",
+                hint=f"nexusctl reload {module.id} --strategy graceful",
+            )
+        return Roll(module.id, definition, former or module.definition)
+
+    async def _export_states(self, module: Module) -> dict[int, Any]:
+        """What each replica wants its successor to know, by index. Programs are not asked: few would answer."""
+        states: dict[int, Any] = {}
+        if module.definition is None or module.definition.manifest.run.python is None:
+            return states
+        for replica in module.current:
+            if isinstance(replica.state, lifecycle.Started):
+                try:
+                    states[replica.index] = await self._control.ask(
+                        replica.state.run, "export_state", {}, EXPORT_TIMEOUT_S
+                    )
+                except (
+                    NexusError
+                ) as error:  # a state that can't be had must not keep new code from being loaded
+                    log.warning("%s hands nothing over: %s", replica.name, error)
+        return {index: state for index, state in states.items() if state is not None}
+
+    def _reload_by_signal(self, module: Module) -> dict[str, Any]:
+        assert module.definition is not None
+        running = [replica.run for replica in module.current if isinstance(replica.state, lifecycle.Started)]
+        if not running:
+            raise NotPossible(
+                f"cannot reload {module.id} by a signal: it is {module.state}",
+                module_id=module.id,
+                hint=f"nexusctl start {module.id}",
+            )
+        number = signal.Signals[module.definition.manifest.reload.signal]
+        for run in running:
+            if run is not None:
+                self._signal_leader(run, number)
+        self._tell("module.reloaded", module.id, reason="signal")
+        told = {"reloaded": True, "strategy": "signal", "generation": module.generation, "changed": False}
+        return {"module_id": module.id, **told}
+
+    async def _definition_on_disk(self, module: Module) -> Definition:
+        definition = await self._reread(module)
+        if definition is None:
+            faults = [str(fault) for fault in self._reach.module(module.id).faults]
+            raise NotPossible(
+                f"cannot reload {module.id}: its manifest has faults, the one in force stays",
+                module_id=module.id,
+                reason="; ".join(faults) or "its folder is gone",
+                hint=f"nexusctl check {module.folder}",
+            )
+        self._refuse_circle(module, definition)
+        return definition
+
+    def _refuse_circle(self, module: Module, definition: Definition) -> None:
+        """Modules that require each other would wait for each other, at the start and at the stop."""
+        circle = circle_with(self._supervisor.fleet, module, definition)
+        if circle is not None:
+            raise NotPossible(
+                f"cannot reload {module.id}: its manifest closes a circle of modules, the one in force stays",
+                module_id=module.id,
+                reason=" → ".join(circle),
+                hint="nexusctl reload the others first, if they changed too",
+            )
