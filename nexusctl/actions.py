@@ -1,4 +1,4 @@
-"""start, stop, restart and reload for several modules: all asked for together, each told as it is done."""
+"""start, stop, restart, reload, scale and heal for several modules: all asked for together, each told as it is done."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Action(NamedTuple):
     told: Callable[[dict[str, Any]], str]
     params: dict[str, Any] = {}  # noqa: RUF012  never changed, only copied from
     waits: bool = True
+    status: Callable[[dict[str, Any]], int] = lambda _result: DONE
+    by_replica: bool = False  # whether MODULE#2 means one replica
 
 
 def carry_out(invocation: Invocation, action: Action, words: Sequence[str]) -> int:
@@ -33,9 +35,9 @@ def carry_out(invocation: Invocation, action: Action, words: Sequence[str]) -> i
         ids = selected(client, words)
         results: list[Any] = []
         statuses: list[int] = []
-        with Progress(invocation, ids if action.waits else []) as progress:
+        with Progress(invocation, list(map(_module_of, ids)) if action.waits else []) as progress:
             for module_id, outcome in _outcomes(invocation, action, client, ids):
-                with progress.aside(module_id):
+                with progress.aside(_module_of(module_id)):
                     statuses.append(_tell(invocation, action, client, module_id, outcome, results))
     if invocation.output == "json" and results:
         print(indented(results[0] if is_single(words) else results))
@@ -61,7 +63,7 @@ def _tell(
     elif invocation.output == "name":
         print(module_id)
     sys.stdout.flush()
-    return DONE
+    return action.status(outcome)
 
 
 def _asked(action: Action, outcome: dict[str, Any]) -> str:
@@ -91,10 +93,21 @@ def _asked_together(
     invocation: Invocation, action: Action, client: Client, ids: Sequence[str]
 ) -> Iterator[tuple[str, Outcome]]:
     wait = {"wait": True, "timeout": invocation.action_timeout} if action.waits else {"wait": False}
-    requests = [(action.method, {"module_id": one, **action.params, **wait}) for one in ids]
+    requests = [(action.method, {**_target(action, one), **action.params, **wait}) for one in ids]
     patience = invocation.action_timeout + GRACE_S if action.waits else invocation.read_timeout
     for place, outcome in client.call_many(requests, patience):
         yield ids[place], outcome
+
+
+def _target(action: Action, word: str) -> dict[str, Any]:
+    module_id, mark, index = word.partition("#")
+    if action.by_replica and mark and index.isdecimal():
+        return {"module_id": module_id, "replica": int(index)}
+    return {"module_id": word}
+
+
+def _module_of(word: str) -> str:
+    return word.partition("#")[0]
 
 
 def _stands_behind_others(outcome: Outcome, ids: Sequence[str]) -> bool:

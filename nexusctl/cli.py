@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from nexusctl.commands import aeon, audit, chaos, config, daemon, lifecycle, new, rpc, status, watch
+from nexusctl.commands import aeon, audit, chaos, config, daemon, lifecycle, new, rpc, status, upkeep, watch
 from nexusctl.commands.names import Commands
 from nexusctl.commands.options import shared_options
 from nexusctl.exits import INTERRUPTED, MEANINGS, USAGE
@@ -41,6 +41,8 @@ for command in (
     lifecycle.stop,
     lifecycle.restart,
     lifecycle.reload,
+    upkeep.scale,
+    upkeep.heal,
     config.config,
     watch.logs,
     watch.events,

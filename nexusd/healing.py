@@ -40,7 +40,10 @@ class Healing:
         told = self._outcome(ids, patience.wait)
         skipped = {module.id: reason for module in asked if (reason := why_not(module)) is not None}
         figures = {"before": asdict(before), "after": asdict(statistics(self._fleet.modules.values()))}
-        return {**told, "restarted": ids, "replicas": replicas, "skipped": skipped, **figures}
+        named = (
+            {"module_id": module_id, "state": str(self._fleet.modules[module_id].state)} if module_id else {}
+        )
+        return {**named, **told, "restarted": ids, "replicas": replicas, "skipped": skipped, **figures}
 
     def _asked(self, fleet: Fleet, module_id: str | None) -> list[Module]:
         """All; or one, and what it requires: it can't be well without."""

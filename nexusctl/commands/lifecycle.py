@@ -78,12 +78,17 @@ def stop(invocation: Invocation, modules: tuple[str, ...], cascade: bool, no_wai
 
 @click.command()
 @module_argument()
+@click.option("--replica", type=click.IntRange(min=0), metavar="INDEX", help="Only this one.")
 @no_wait
 @answers
-def restart(invocation: Invocation, modules: tuple[str, ...], no_wait: bool) -> int:
-    """Stop and start modules and wait until they are ready."""
-    action = Action("restart", "restart_module", lambda result: "restarted", {}, not no_wait)
-    return carry_out(invocation, action, modules)
+def restart(invocation: Invocation, modules: tuple[str, ...], replica: int | None, no_wait: bool) -> int:
+    """Stop and start modules and wait until they are ready.
+
+    MODULE#INDEX means one replica; the others are not touched.
+    """
+    action = Action("restart", "restart_module", lambda result: "restarted", {}, not no_wait, by_replica=True)
+    words = modules if replica is None else [f"{module}#{replica}" for module in modules]
+    return carry_out(invocation, action, words)
 
 
 @click.command()

@@ -319,6 +319,84 @@ def test_reload_of_a_module_and_of_the_daemon(daemon: FakeDaemon, said: Said) ->
     assert said("reload", "--no-wait")[0] == 2
 
 
+def test_scale_says_from_what_to_what(daemon: FakeDaemon, said: Said) -> None:
+    scaled: Params = {
+        "module_id": "mesh/echo",
+        "replicas": 3,
+        "previous": 1,
+        "changed": True,
+        "state": "started",
+    }
+    daemon.answers["scale_module"] = scaled
+    assert said("scale", "mesh/echo", "3") == (0, "mesh/echo scaled from 1 to 3 replicas\n", "")
+    assert daemon.asked_for("scale_module")[0]["replicas"] == 3
+    daemon.answers["scale_module"] = {**scaled, "previous": 3, "changed": False, "state": "stopped"}
+    assert said("scale", "mesh/echo", "3")[1] == (
+        "mesh/echo has 3 replicas already; it is stopped, they start with it\n"
+    )
+
+
+def test_scale_to_a_number_that_is_none_is_a_wrong_command_line(daemon: FakeDaemon, said: Said) -> None:
+    assert said("scale", "mesh/echo", "many")[0] == 2
+
+
+HEALED: Params = {
+    "healed": ["mesh/echo"],
+    "not_healed": {"mesh/router": "failed: exit status 1"},
+    "restarted": ["mesh/echo", "mesh/router"],
+    "skipped": {"substrate/bus": "stopped by an operator"},
+    "helped": False,
+    "message": "1 of 2 healed",
+}
+
+
+def test_heal_says_of_each_what_was_done_and_is_1_when_it_did_not_help(
+    daemon: FakeDaemon, said: Said
+) -> None:
+    daemon.answers["trigger_healing"] = HEALED
+    ended, out, _ = said("heal")
+    assert (ended, out.splitlines()) == (
+        1,
+        [
+            "mesh/echo healed",
+            "mesh/router not healed: failed: exit status 1",
+            "substrate/bus left alone: stopped by an operator",
+            "1 of 2 healed",
+        ],
+    )
+    assert "module_id" not in daemon.asked_for("trigger_healing")[0]
+
+
+def test_heal_of_a_module_speaks_of_it_first(daemon: FakeDaemon, said: Said) -> None:
+    daemon.answers["trigger_healing"] = {
+        **HEALED,
+        "module_id": "mesh/echo",
+        "state": "started",
+        "not_healed": {},
+        "helped": True,
+    }
+    assert said("heal", "mesh/echo") == (
+        0,
+        "mesh/echo healed; substrate/bus left alone: stopped by an operator\n",
+        "",
+    )
+
+
+def test_heal_with_nothing_to_do_is_0(daemon: FakeDaemon, said: Said) -> None:
+    nothing: Params = {"healed": [], "not_healed": {}, "skipped": {}, "helped": True}
+    message = "nothing that is to run is failed or unhealthy"
+    daemon.answers["trigger_healing"] = {**nothing, "restarted": [], "message": message}
+    assert said("heal") == (0, f"{message}\n", "")
+
+
+@pytest.mark.parametrize("words", [["mesh/echo#1"], ["mesh/echo", "--replica", "1"]])
+def test_restart_of_one_replica(daemon: FakeDaemon, said: Said, words: list[str]) -> None:
+    daemon.answers["restart_module"] = {"module_id": "mesh/echo", "restarted": True, "state": "started"}
+    assert said("restart", *words) == (0, "mesh/echo#1 restarted\n", "")
+    asked = daemon.asked_for("restart_module")[0]
+    assert (asked["module_id"], asked["replica"]) == ("mesh/echo", 1)
+
+
 def test_a_reload_with_faults_is_1_and_tells_each_at_once(daemon: FakeDaemon, said: Said) -> None:
     faults = ["module.toml: versoin: expected a known key", "module.toml: run: expected a table"]
     changes = {
