@@ -1,0 +1,188 @@
+"""Scaling, healing, rolling reloads and single restarts under a real nexusd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import pytest
+
+from nexusctl.client import RpcError
+from tests.running_nexus import BOUND_S, Nexus, Status, is_alive
+
+# Answers each connection with one word and its replica's number, as long as it runs.
+ANSWERS = """
+import asyncio
+from nexusd.sdk import Module
+class It(Module):
+    async def start(self):
+        if {broken} == self.replica:
+            raise RuntimeError("broken on purpose")
+        self.server = await asyncio.start_server(self.answer, sock=self.sockets["word"])
+    async def answer(self, reader, writer):
+        writer.write(b"{word} %d" % self.replica)
+        writer.close()
+"""
+LISTENING = (
+    'replicas = {count}\nmax_replicas = 5\n[restart]\npolicy = "never"\n[run]\npython = "module_code:It"\n'
+)
+
+
+def write(nexus: Nexus, word: str, broken: int | None = None, count: int = 3) -> None:
+    manifest = LISTENING.format(count=count) + f'listen = ["word=unix:{nexus.home}/word"]\n'
+    nexus.add_module("a/one", manifest, {"module_code.py": ANSWERS.format(word=word, broken=broken)})
+
+
+def words(nexus: Nexus, asked: int = 30) -> set[str]:
+    """What is answered by whoever of the replicas accepts."""
+    found = set()
+    for _ in range(asked):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(BOUND_S)
+            client.connect(f"{nexus.home}/word")
+            found.add(client.recv(100).decode().split()[0])
+    return found
+
+
+@pytest.fixture
+def old(nexus: Nexus) -> Nexus:
+    write(nexus, "old")
+    nexus.start().until_state("a/one", "started")
+    return nexus
+
+
+def pids(status: Status) -> dict[int, int]:
+    return {one["index"]: one["pid"] for one in status["instances"]}
+
+
+def test_scaling_touches_nobody_else_and_is_kept(old: Nexus) -> None:
+    before = pids(old.status("a/one"))
+    told = old.call("scale_module", module_id="a/one", replicas=5)
+    assert (told["previous"], told["state"]) == (3, "started")
+    grown = pids(old.status("a/one"))
+    assert len(grown) == 5 and before.items() <= grown.items()
+    old.call("scale_module", module_id="a/one", replicas=2)
+    shrunk = pids(old.status("a/one"))
+    assert shrunk == {0: before[0], 1: before[1]}
+    assert not any(is_alive(pid) for index, pid in grown.items() if index > 1)
+
+    old.kill()
+    old.start().until_state("a/one", "started")
+    assert pids(old.status("a/one")) == shrunk
+    old.restart().until_state("a/one", "started")
+    assert len(old.status("a/one")["instances"]) == 2
+
+
+def test_more_than_the_manifest_allows_is_refused(old: Nexus) -> None:
+    with pytest.raises(RpcError, match="0 to 5 replicas, not 6") as refused:
+        old.call("scale_module", module_id="a/one", replicas=6)
+    assert (refused.value.code, refused.value.data["max_replicas"]) == (-32004, 5)
+    ran = old.ctl("scale", "a/one", "6")
+    assert ran.returncode == 1 and "next: nexusctl scale a/one 5" in ran.stderr
+
+
+def test_scaled_to_none_it_counts_as_started_and_comes_back(old: Nexus) -> None:
+    told = old.call("scale_module", module_id="a/one", replicas=0)
+    assert (told["state"], old.status("a/one")["instances"]) == ("started", [])
+    assert old.ctl("scale", "a/one", "2").stdout == "a/one scaled from 0 to 2 replicas\n"
+    assert words(old) == {"old"}
+
+
+def test_one_replica_is_restarted_alone(old: Nexus) -> None:
+    before = pids(old.status("a/one"))
+    assert old.ctl("restart", "a/one#1").stdout == "a/one#1 restarted\n"
+    after = pids(old.status("a/one"))
+    assert {index for index in before if before[index] != after[index]} == {1}
+
+
+def test_what_was_killed_too_often_is_healed_and_what_was_stopped_is_not(old: Nexus) -> None:
+    old.add_program("a/two", "#!/bin/sh\nexec sleep 1000\n")
+    old.call("reload_daemon")
+    old.until_state("a/two", "started")
+    old.call("stop_module", module_id="a/two")
+    before = pids(old.status("a/one"))
+    os.kill(before[1], signal.SIGKILL)
+    old.until_state("a/one", "failed")
+    told = old.call("trigger_healing")
+    assert (told["healed"], told["replicas"], told["helped"]) == (["a/one"], ["a/one#1"], True)
+    assert told["skipped"] == {"a/two": "stopped by an operator"}
+    after = pids(old.status("a/one"))
+    assert {index for index in before if before[index] != after[index]} == {1}
+    assert old.status("a/two")["state"] == "stopped"
+
+
+def test_healing_what_fails_again_says_so(old: Nexus) -> None:
+    os.kill(old.status("a/one")["instances"][2]["pid"], signal.SIGKILL)
+    old.until_state("a/one", "failed")
+    write(old, "new", broken=2)
+    ran = old.ctl("heal")
+    assert ran.returncode == 1
+    assert "a/one not healed" in ran.stdout and "broken on purpose" in ran.stdout
+
+
+def test_a_rolling_reload_replaces_one_after_the_other(old: Nexus) -> None:
+    write(old, "new")
+    with old.events() as events:
+        told = old.call("reload_module", module_id="a/one", strategy="rolling")
+        assert (told["reloaded"], told["generation"]) == (True, 2)
+        running = most = 3
+        seen = 0
+        while seen < 6:  # three starts, three ends
+            event = events.next()
+            if event["kind"] == "replica.state" and event["to"] in ("starting", "stopping"):
+                seen += 1
+                running += 1 if event["to"] == "starting" else -1
+                most = max(most, running)
+    assert most == 4
+    assert words(old) == {"new"}
+
+
+def test_after_a_failed_rolling_reload_all_answer_as_before_although_the_files_are_new(old: Nexus) -> None:
+    write(old, "new", broken=2)
+    with pytest.raises(RpcError, match="all replicas are the old one's") as refused:
+        old.call("reload_module", module_id="a/one", strategy="rolling")
+    assert "broken on purpose" in refused.value.message
+    assert any("broken on purpose" in line for line in refused.value.data["log"])
+    status = old.status("a/one")
+    assert (status["state"], status["generation"], status["pending_reload"]) == ("started", 1, True)
+    assert [one["generation"] for one in status["instances"]] == [1, 1, 1]
+    assert words(old, 60) == {"old"}
+
+    old.call("restart_module", module_id="a/one")  # of the same code, until a reload works
+    assert words(old) == {"old"}
+    old.kill()
+    old.start().until_state("a/one", "started")
+    os.kill(old.status("a/one")["instances"][0]["pid"], signal.SIGKILL)
+    old.until_state("a/one", "failed")
+    old.call("trigger_healing")
+    assert words(old) == {"old"}
+
+    write(old, "newer")
+    assert old.call("reload_module", module_id="a/one", strategy="rolling")["reloaded"]
+    assert words(old) == {"newer"}
+
+
+def test_a_nexusd_that_is_killed_half_way_leaves_the_old_generation_in_force(old: Nexus) -> None:
+    text = ANSWERS.format(word="new", broken=None)
+    waits = text.replace(
+        "        self.server", "        await asyncio.sleep(1000 * self.replica)\n        self.server"
+    )
+    write(old, "new")
+    (old.modules / "a/one/module_code.py").write_text(waits)
+    old.call("reload_module", module_id="a/one", strategy="rolling", wait=False)
+    old.until(
+        "a/one",
+        lambda status: any(one["generation"] == 2 and one["index"] == 1 for one in status["instances"]),
+    )
+    old.kill()
+    old.start()
+    old.until(
+        "a/one",
+        lambda status: (
+            status["state"] == "started" and [one["generation"] for one in status["instances"]] == [1, 1, 1]
+        ),
+    )
+    assert words(old, 60) == {"old"}
+    kinds = [event for event in old.call("get_history")["events"] if event["kind"] == "module.reload_refused"]
+    assert kinds[-1]["reason"] == "nexusd ended in the middle of it; generation 1 stays in force"
