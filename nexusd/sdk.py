@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from nexusd.connections import Answer, LineServer
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
@@ -38,6 +40,7 @@ class Surroundings:
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("module"))
     notify: Callable[[str], bool] = _nobody_listens
     task_failed: Callable[[str, BaseException], None] = _log_failure
+    stop_timeout_s: float = 10.0
 
 
 class Module:
@@ -66,12 +69,15 @@ class Module:
         self.module_id   "vitals/clock";  self.replica  0, 1, 2...;  self.generation  counts reloads
         self.status(...)      one line for humans, shown by `nexusctl status`
         self.background(...)  a task that runs beside you; if it fails, the module fails
+        self.serve_lines(...) answers connections line by line; a reload loses none of them
+        self.stop_timeout_s   how long you may take to stop
         self.notify(...)      any other sd_notify message
 
     The order of a life: `import_state` (after a reload, if there is a state), `start`, then any number of
-    `health`, `configure` and `export_state`; at the end the background tasks are cancelled and have
-    ended, and then `stop` is called. `stop` is only called when `start` has returned. The process ends as
-    soon as `stop` returns: threads are not waited for, `atexit` is not run.
+    `health`, `configure` and `export_state`; at the end `serve_lines` finishes what it is answering, the
+    background tasks are cancelled and have ended, and then `stop` is called. `stop` is only called when
+    `start` has returned. The process ends as soon as `stop` returns: threads are not waited for, `atexit` is
+    not run.
     """
 
     config: dict[str, Any]
@@ -82,6 +88,8 @@ class Module:
     generation: int
     notify: Callable[[str], bool]
     tasks: set[asyncio.Task[Any]]
+    servers: dict[str, LineServer]
+    stop_timeout_s: float
     _registry: "CollectorRegistry | None"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -139,6 +147,13 @@ class Module:
         task.add_done_callback(self._task_ended)
         return task
 
+    def serve_lines(self, answer: Answer, name: str, *, limit: int = 65536) -> None:
+        """Accept connections on the listening socket of this name, and have `answer(line)`, a coroutine
+        function, answer each line; both with their newline. What it raises ends the connection. When the
+        module is reloaded gracefully or rolling, open connections go on with the next generation, between two
+        lines; at any other stop they are closed when no line is being answered."""
+        self.servers[name] = LineServer(self.sockets[name], answer, self.log, limit)
+
     # What the host calls.
 
     def settle(self, place: Surroundings) -> None:
@@ -147,6 +162,8 @@ class Module:
         self.config, self.sockets, self.log = place.config, place.sockets, place.log
         self.notify, self._task_failed = place.notify, place.task_failed
         self.tasks = set()
+        self.servers = {}
+        self.stop_timeout_s = place.stop_timeout_s
         self._registry = None
 
     def exposition(self) -> str:

@@ -28,11 +28,13 @@ if __name__ == "__main__":
 
 from nexusd.keeper.module_code import in_short, load_class, report
 from nexusd.keeper.module_control import Control, Hooks
+from nexusd.keeper.succession import Predecessor, Successor
 from nexusd.sdk import HOOKS, Module, Surroundings
 
 _FIRST_LISTENING_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _UNNAMED = "unknown"
 _READY_RETRY_S = 0.05
+_SHARE_OF_ANSWERS = 0.8  # of the time to stop; the rest is the module's own stop()
 _REHEARSALS = 10  # Python 3.11 specialises a function from its eighth call on
 
 
@@ -194,6 +196,9 @@ class Host:
         self._state_path = os.environ.get("NEXUS_FORMER_STATE", "")
         self._beat_s = int(os.environ.pop("WATCHDOG_USEC", "0")) / 2e6
         self._control_fd = _control_fd()
+        self._predecessor_path = os.environ.pop("NEXUS_PREDECESSOR", "")
+        self._predecessor: Predecessor | None = None
+        self._successor: Successor | None = None
         self._configuring = asyncio.Lock()
         self._errands: set[asyncio.Task[None]] = set()
 
@@ -221,6 +226,7 @@ class Host:
             log=logging.getLogger(target.partition(":")[0]),
             notify=self._notify,
             task_failed=self._task_failed,
+            stop_timeout_s=float(os.environ.get("NEXUS_STOP_TIMEOUT", "10")),
         )
 
     async def live(self) -> int:
@@ -232,6 +238,7 @@ class Host:
         self._beat()
         started = await self._start()
         if started:
+            await self._succeed()
             self._announce_ready()
             await self._serve()
         return await self._stop(started)
@@ -249,6 +256,7 @@ class Host:
                 metrics=module.exposition,
                 export_state=module.export_state,
                 describe=lambda error: in_short(error, self._folder),
+                take_over=self._be_succeeded,
             ),
             self._control_fd,
         )
@@ -282,8 +290,47 @@ class Host:
             self.module.log.warning("no state to import: %s is gone", self._state_path)
             return None
 
+    # Connections come from the generation before and go to the next one.
+
+    async def _succeed(self) -> None:
+        """Before READY=1: after it the predecessor is told to stop, and must know who goes on."""
+        if self._predecessor_path and self.module.servers:
+            try:
+                self._predecessor = Predecessor(self._predecessor_path, self._go_on_with)
+            except OSError as error:  # it has ended, or runs as another user: its connections end with it
+                self.module.log.info("takes over no connections: %s", error)
+                return
+            await self._predecessor.knows_us()
+
+    def _go_on_with(self, name: str, connection: socket.socket, begun: bytes) -> None:
+        server = self.module.servers.get(name)
+        if server is None:
+            connection.close()
+        else:
+            server.take(connection, begun)
+
+    def _be_succeeded(self, transport: asyncio.BaseTransport) -> None:
+        if self._successor is not None:  # of a reload that came to nothing
+            self._successor.close()
+        self._successor = Successor(transport)
+
+    async def _leave_connections(self) -> None:
+        patience_s = _SHARE_OF_ANSWERS * self.module.stop_timeout_s
+        successor = self._successor
+        if self._predecessor is not None:
+            await self._predecessor.ended()
+
+        def hand_over(name: str) -> Callable[[socket.socket, bytes], bool]:
+            return lambda *what: successor is not None and successor.hand_over(name, *what)
+
+        closing = [server.close(hand_over(name), patience_s) for name, server in self.module.servers.items()]
+        await asyncio.gather(*closing)
+        if successor is not None:
+            successor.close()
+
     async def _stop(self, started: bool) -> int:
         self._notify("STOPPING=1")
+        await self._leave_connections()
         tasks = set(self.module.tasks)
         for task in tasks:
             task.cancel()

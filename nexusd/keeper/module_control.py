@@ -34,6 +34,7 @@ class Hooks:
     metrics: Callable[[], str]
     export_state: Callable[[], Awaitable[Any]]
     describe: Callable[[BaseException], str]
+    take_over: Callable[[asyncio.BaseTransport], None]
 
 
 class _Refused(Exception):
@@ -105,15 +106,17 @@ class _Connection(asyncio.Protocol):
         while (end := self._received.find(b"\n")) >= 0:
             line = bytes(self._received[:end])
             del self._received[: end + 1]
-            self._transport.write(await answer(self._hooks, line))
+            self._transport.write(await answer(self._hooks, line, self._transport))
         self._answering = None
 
 
-async def answer(hooks: Hooks, line: bytes) -> bytes:
+async def answer(hooks: Hooks, line: bytes, transport: asyncio.BaseTransport) -> bytes:
     """The line that answers this line; empty for a notification."""
     request: dict[str, Any] = {"id": None}
     try:
         request = _parse(line)
+        if request["method"] == "take_over":
+            hooks.take_over(transport)
         result = await _result(hooks, request["method"], request.get("params", {}))
         answered = _result_line(request.get("id"), result)
     except _Refused as refused:
@@ -133,6 +136,8 @@ async def _result(hooks: Hooks, method: str, params: Any) -> Any:
             return {"text": hooks.metrics()}
         case "export_state":
             return await hooks.export_state()
+        case "take_over":
+            return {"taking_over": True}
     raise _Refused(_METHOD_NOT_FOUND, f"no such method: {method}")
 
 

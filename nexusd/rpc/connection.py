@@ -5,6 +5,7 @@ Lines are answered by the dispatcher; what concerns all connections together is 
 
 import asyncio
 import logging
+import select
 import socket
 from collections import deque
 from collections.abc import Coroutine
@@ -20,6 +21,7 @@ from nexusd.rpc.dispatch import Answer, Dispatcher
 log = logging.getLogger("nexusd.rpc")
 
 _PASS_S = 0.005  # how long one connection may keep the loop before the others get their turn
+_LOOK_S = 1.0  # between two looks whether a client that has said all still waits for its answers
 _PASS_BYTES = 64 * 1024  # output of one pass
 
 
@@ -69,6 +71,7 @@ class Connection(asyncio.Protocol):
         "_house",
         "_in_flight",
         "_lines",
+        "_looking",
         "_loop",
         "_out",
         "_reading",
@@ -85,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._in_flight = 0
         self._again: asyncio.Handle | None = None
+        self._looking: asyncio.Handle | None = None
         self._reading = True
         self._working = False
         self._watched = False
@@ -144,8 +148,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, failure: Exception | None) -> None:
         self._ended = True
         self._lines.clear()
-        if self._again is not None:
-            self._again.cancel()
+        for handle in (self._again, self._looking):
+            if handle is not None:
+                handle.cancel()
         self._unwatch()
         self._house.leave(self)
         if hasattr(self, "_call"):
@@ -248,10 +253,22 @@ class Connection(asyncio.Protocol):
         if self._lines and self._free() and self._again is None:
             self._again = self._loop.call_soon(self._go_on)
         if self._eof:
-            if not self._lines and not self._in_flight:
-                self._transport.close()
+            self._part()
             return
         self._read(not self._lines and self._free())
+
+    def _part(self) -> None:
+        """Close when nothing is owed, or nobody is left to be told: what was asked for goes on all the same."""
+        if self._lines:
+            return
+        if not self._in_flight or _has_hung_up(self._transport.get_extra_info("socket")):
+            self._transport.close()
+        elif self._looking is None:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._pace()
 
     def _read(self, wanted: bool) -> None:
         """Have the transport read or not; a half line is on the clock only while we do."""
@@ -300,6 +317,13 @@ class Connection(asyncio.Protocol):
     def _too_long(self) -> bytes:
         limit = self._house.limits.message_bytes
         return codec.problem("invalid_request", f"a message longer than {limit} bytes")
+
+
+def _has_hung_up(sock: socket.socket) -> bool:
+    """Whether the client has closed, and not only its writing side: unix(7) sockets tell that by POLLHUP."""
+    asked = select.poll()
+    asked.register(sock.fileno(), 0)
+    return any(event & select.POLLHUP for _, event in asked.poll(0))
 
 
 def _too_many(limit: int) -> bytes:

@@ -89,7 +89,8 @@ class ReplicaProcesses:
         names = self._listening(module.id, manifest)
         launch = {
             **self._program(definition.folder, manifest, definition.folder != module.folder),
-            "environment": self._environment(run, replica, module.folder, manifest, user, config),
+            "environment": self._environment(run, replica, module.folder, manifest, user, config)
+            | self._predecessor(replica, module),
             "directory": os.path.join(module.folder, manifest.run.directory or ""),
             "limits": _limits(manifest),
             "user": _change_of_user(user),
@@ -189,6 +190,16 @@ class ReplicaProcesses:
         if manifest.run.listen:
             environment["LISTEN_FDNAMES"] = ":".join(_fd_name(entry) for entry in manifest.run.listen)
         return environment
+
+    def _predecessor(self, replica: Replica, module: Module) -> dict[str, str]:
+        """Where the replica that this one replaces can be asked for its connections."""
+        former = (
+            one.run
+            for one in module.replicas
+            if one.index == replica.index and one.generation < replica.generation and one.run is not None
+        )
+        run = next(former, None)
+        return {} if run is None else {"NEXUS_PREDECESSOR": self.socket_path(run, "control")}
 
     def _log(self, replica: Replica, manifest: Manifest) -> dict[str, Any]:
         path = self._logs.path(replica.name)

@@ -15,7 +15,8 @@ OF_COMMANDS = {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.out
 # The longest name that fits a file says what it may import of ours, itself and `nexusd`'s version aside.
 LAYERS: dict[str, set[str]] = {
     "nexusd.domain": set(),
-    "nexusd.sdk": set(),
+    "nexusd.connections": set(),
+    "nexusd.sdk": {"nexusd.connections"},
     "nexusd.keeper": {"nexusd.sdk"},
     "nexusd.ports": {"nexusd.domain"},
     "nexusd.config": {"nexusd.domain"},

@@ -23,9 +23,14 @@ def reply(line: bytes, state: Any = None) -> Any:
         return state
 
     hooks = Hooks(
-        _health, _configure, lambda: "# metrics\n", export_state, lambda error: type(error).__name__
+        _health,
+        _configure,
+        lambda: "# metrics\n",
+        export_state,
+        lambda error: type(error).__name__,
+        lambda _transport: None,
     )
-    said = asyncio.run(answer(hooks, line))
+    said = asyncio.run(answer(hooks, line, asyncio.BaseTransport()))
     assert said.count(b"\n") == (1 if said else 0)
     return json.loads(said) if said else None
 
