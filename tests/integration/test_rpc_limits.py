@@ -343,3 +343,42 @@ def test_the_defaults_are_the_documented_ones():
         request_timeout_s=10.0,
         unsent_bytes=2**20,
     )
+
+
+@pytest.mark.parametrize("says_all_first", [False, True])
+def test_a_client_that_hangs_up_frees_its_slot_and_what_it_asked_for_goes_on(told, says_all_first):
+    async def story(connect, house, server):
+        client = await connect()
+        await client.call("subscribe")
+        for _ in range(2):
+            client.writer.write(request("wait"))
+        await house.two_wait.wait()
+        if says_all_first:
+            client.writer.write_eof()
+            assert await (await connect()).call("ping") is not None  # by now it has been seen
+            assert not house.gone.is_set()
+        client.writer.close()
+        await house.gone.wait()
+        assert server.connections == (1 if says_all_first else 0)
+        assert len(server.tasks) == 2
+        for turn in house.waiting:
+            turn.set()
+        done, _ = await asyncio.wait(tuple(server.tasks))
+        assert all(json.loads(task.result())["result"] == "waited" for task in done)
+
+    told(story)
+
+
+def test_a_client_that_has_only_said_all_gets_its_answer(told):
+    async def story(connect, house, server):
+        client = await connect()
+        for number in range(2):
+            client.writer.write(request("wait", request_id=number))
+        client.writer.write_eof()
+        await house.two_wait.wait()
+        for turn in house.waiting:
+            turn.set()
+        assert {(await client.read())["id"] for _ in range(2)} == {0, 1}
+        assert await client.read() is None
+
+    told(story)
