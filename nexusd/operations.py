@@ -4,16 +4,14 @@ reload, scale and heal stand in files of their own. Rules between modules are th
 how the outcome is encoded, is `nexusd.rpc`'s.
 """
 
-import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
 
 from nexusd.domain import lifecycle, settings
-from nexusd.domain.errors import BadValue, NexusError, NotPossible
+from nexusd.domain.errors import BadValue, NexusError, NotPossible, TimedOut
 from nexusd.domain.fields import near_match
 from nexusd.domain.fleet import Module, ModuleState, Put, Renewal, Want
 from nexusd.domain.graph import closure
@@ -30,6 +28,7 @@ from nexusd.supervisor import Supervisor
 log = logging.getLogger("nexusd.operations")
 
 CONFIGURE_TIMEOUT_S = 5.0
+RELOAD_PATIENCE = Patience(timeout_s=30.0)
 
 
 class Operations:
@@ -58,7 +57,6 @@ class Operations:
         )
         self._scaling = Scaling(supervisor, reach, store, outcomes)
         self._healing = Healing(supervisor, reach, tell)
-        self._configuring: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def module(self, module_id: str) -> Module:
         """Raises NoSuchModule, with the nearest id there is."""
@@ -230,8 +228,22 @@ class Operations:
 
     async def configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
         """Checked, told to the running module, stored; refused as a whole when one of these refuses."""
-        async with self._configuring[module_id]:  # two at once could be told and stored in different orders
+        async with self._reach.changing[
+            module_id
+        ]:  # two at once could be told and stored in different orders
+            await self._one_generation(module_id)
             return await self._configure(module_id, name, value)
+
+    async def _one_generation(self, module_id: str) -> None:
+        """A value told during a reload could miss the new generation, or the old one if that stays."""
+        try:
+            await self._reach.wait(module_id, RELOAD_PATIENCE, lambda module: module.upgrade is None)
+        except TimedOut:
+            raise NotPossible(
+                f"cannot configure {module_id}: it is being reloaded",
+                module_id=module_id,
+                hint=f"nexusctl status {module_id}",
+            ) from None
 
     async def _configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
         module = self._reach.valid(module_id)
@@ -314,11 +326,12 @@ class Operations:
 
 
 def _replica(module: Module, index: int) -> Replica:
-    """Raises NotPossible for one that there is not, or that is not to run."""
+    """Raises NotPossible for one that there is not, that is not to run, or that is being replaced."""
     found = next((replica for replica in module.current if replica.index == index), None)
-    if found is not None and module.wanted:
+    if found is not None and module.wanted and module.upgrade is None:
         return found
-    what = f"it is {module.state}" if not module.wanted else f"it has {module.count} replicas, counted from 0"
+    what = f"it has {module.count} replicas, counted from 0" if found is None else "it is being reloaded"
+    what = what if module.wanted else f"it is {module.state}"
     raise NotPossible(
         f"cannot restart {module.id}#{index}: {what}",
         module_id=module.id,

@@ -3,6 +3,8 @@
 What a command does with them stands in `operations` and the files beside it.
 """
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -24,6 +26,8 @@ class Patience:
 class Reach:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        # Of a module: held while its values or its generations are being changed.
+        self.changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def module(self, module_id: str) -> Module:
         """Raises NoSuchModule, with the nearest id there is."""

@@ -3,9 +3,10 @@
 In which order the two generations start and stop is the fleet's.
 """
 
+import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from nexusd.domain import lifecycle
@@ -47,6 +48,7 @@ class Reloading:
         self._reread = reread
         self._signal_leader = signal_leader
         self._tell = tell
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def reload(self, module_id: str, strategy: str | None, patience: Patience) -> dict[str, Any]:
         """Puts what is on disk in force. A definition with faults is refused and changes nothing."""
@@ -57,19 +59,17 @@ class Reloading:
             return self._reload_by_signal(module)
         definition = await self._definition_on_disk(module)
         changed = definition.digest != module.definition.digest
-        states = await self._export_states(self._reach.module(module_id))
-        module = self._reach.module(module_id)
-        renewal = self._renewal(module, definition, chosen)
-        former = runs_of(module)
-        self._configs.hand_over(module, states)
-        self._supervisor.handle(renewal)
+        async with self._reach.changing[
+            module_id
+        ]:  # a value that is told now reaches both generations or none
+            former = await self._begin(module_id, definition, chosen)
+        ending = self._run(self._see_to_the_end(module_id, chosen, former))
         if self._reach.module(module_id).wanted:
             await self._reach.wait(module_id, patience, self._outcomes.is_renewed(former))
+        if patience.wait:
+            await ending
         reloaded = self._reach.module(module_id)
         is_done = reloaded.state is ModuleState.STARTED or not reloaded.wanted
-        self._configs.tidy([reloaded])
-        self._copies.tidy(self._supervisor.fleet.modules.values())
-        self._tell("module.reloaded", module_id, reason=chosen)
         return {
             "module_id": module_id,
             "reloaded": is_done and reloaded.definition == definition,
@@ -77,6 +77,33 @@ class Reloading:
             "generation": reloaded.generation,
             "changed": changed,
         }
+
+    async def _begin(self, module_id: str, definition: Definition, strategy: str) -> frozenset[str]:
+        """The runs that are to end. Their states are handed over first."""
+        states = await self._export_states(self._reach.module(module_id))
+        module = self._reach.module(module_id)
+        renewal = self._renewal(module, definition, strategy)
+        self._configs.hand_over(module, states)
+        self._supervisor.handle(renewal)
+        return runs_of(module)
+
+    async def _see_to_the_end(self, module_id: str, strategy: str, former: frozenset[str]) -> None:
+        """Clear away and tell, also when whoever asked waits no longer."""
+        try:
+            if self._reach.module(module_id).wanted:
+                await self._reach.wait(module_id, Patience(), self._outcomes.is_renewed(former))
+        except NexusError:
+            return  # told to whoever waits, and by the fleet's own event
+        finally:
+            self._configs.tidy(filter(None, [self._supervisor.fleet.modules.get(module_id)]))
+            self._copies.tidy(self._supervisor.fleet.modules.values())
+        self._tell("module.reloaded", module_id, reason=strategy)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._endings.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(self._endings.discard)
+        return task
 
     def _renewal(self, module: Module, definition: Definition, strategy: str) -> Renewal | Roll:
         """Raises NotPossible where a rolling reload could not be rolled back. One replica is never rolled back:

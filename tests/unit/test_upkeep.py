@@ -1,5 +1,7 @@
 """Scaling, healing, rolling reloads and the restart of one replica, as commands: what is done, and what is told."""
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
@@ -176,6 +178,14 @@ def test_a_replica_that_there_is_not_is_refused(house):
     assert str(error) == f"cannot restart {BUS}#1: it has 1 replicas, counted from 0"
 
 
+def test_during_a_reload_no_single_replica_is_restarted(house):
+    house.is_running(BUS)
+    house.on_disk[BUS] = definition(BUS, "new")
+    outcome(house.operations.reload(BUS, "graceful", AT_ONCE))
+    error = refusal(NotPossible, house.operations.restart(BUS, PATIENT, 0))
+    assert str(error) == f"cannot restart {BUS}#0: it is being reloaded"
+
+
 def test_of_a_stopped_module_no_replica_is_restarted(house):
     house.is_running(BUS)
     house.supervisor.handle(Want((BUS,), False))
@@ -264,6 +274,44 @@ def test_a_refused_reload_is_told_when_nothing_of_the_new_generation_is_left(hou
         lambda: house.exits(BUS, CLEAN, index=0, generation=2),
     )
     assert [one.generation for one in house.module(BUS).replicas] == [1, 1]
+
+
+def test_a_value_is_set_when_the_reload_is_over(house):
+    house.is_running(BUS, ECHO)
+    house.on_disk[ECHO] = replace(house.module(ECHO).definition, digest="new")
+
+    async def both() -> dict:
+        await house.operations.reload(ECHO, "graceful", AT_ONCE)
+        return await house.operations.configure(ECHO, "rate", 50)
+
+    told = outcome(
+        both(),
+        lambda: house.tell(ECHO, lifecycle.Ready, generation=2),
+    )
+    assert (told["applied"], house.control.asked) == ("live", [(f"{ECHO}#0", "rate", 50)])
+    assert house.module(ECHO).generation == 2
+
+
+def test_who_does_not_wait_for_a_reload_finds_its_end_among_the_events(house):
+    house.is_running(BUS)
+    house.on_disk[BUS] = definition(BUS, "new")
+
+    async def story() -> dict:
+        told = await house.operations.reload(BUS, "graceful", AT_ONCE)
+        assert house.told == []
+        house.tell(BUS, lifecycle.Ready, generation=2)
+        house.exits(BUS, CLEAN, generation=1)
+        return told
+
+    assert outcome(_and_a_moment(story()))["reloaded"] is False
+    assert (house.told, house.configs.tidied) == ([("module.reloaded", BUS, "graceful")], [BUS])
+
+
+async def _and_a_moment(story):
+    told = await story
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return told
 
 
 # Healing
