@@ -53,12 +53,12 @@ class Module(Struct, frozen=True):
     @property
     def current(self) -> tuple[Replica, ...]:
         """The replicas that count: of the generation that each index has by now, within the wanted number."""
-        new = self.upgrade.generation if self.upgrade else self.generation
+        at, old = self.replaced, self.generation
+        new = self.upgrade.generation if self.upgrade else old
         return tuple(
-            replica
-            for replica in self.replicas
-            if replica.index < self.count
-            and replica.generation == (new if replica.index < self.replaced else self.generation)
+            one
+            for one in self.replicas
+            if one.index < self.count and one.generation == (new if one.index < at else old)
         )
 
     @property

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from nexusctl.client import RpcError
-from tests.running_nexus import BOUND_S, Nexus, Status, is_alive
+from tests.running_nexus import BOUND_S, INTERPRETER, Nexus, Status, is_alive
 
 # Answers each connection with one word and its replica's number, as long as it runs.
 ANSWERS = """
@@ -161,6 +161,37 @@ def test_after_a_failed_rolling_reload_all_answer_as_before_although_the_files_a
     write(old, "newer")
     assert old.call("reload_module", module_id="a/one", strategy="rolling")["reloaded"]
     assert words(old) == {"newer"}
+
+
+# Rings with its word; the one whose number is said ends before it is ready. Its words stand in a file beside it.
+PROGRAM = (
+    INTERPRETER
+    + """
+import os, signal, socket, sys
+word, broken = open(sys.argv[1]).read().split()
+if os.environ["NEXUS_REPLICA"] == broken:
+    sys.exit(1)
+with open(os.environ["BELL"], "a") as bell:
+    print(word, os.environ["NEXUS_REPLICA"], file=bell)
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+signal.pause()
+"""
+)
+
+
+def test_a_program_goes_back_with_the_files_that_its_command_names(nexus: Nexus) -> None:
+    folder = nexus.add_module(
+        "a/two",
+        'replicas = 2\n[run]\nexec = ["./program", "words"]\nready = "notify"\n',
+        {"program": PROGRAM, "words": "old none\n"},
+    )
+    nexus.start().until_state("a/two", "started")
+    assert sorted([nexus.bell.hear(), nexus.bell.hear()]) == ["old 0", "old 1"]
+    (folder / "words").write_text("new 1\n")
+    with pytest.raises(RpcError, match="all replicas are the old one's"):
+        nexus.call("reload_module", module_id="a/two", strategy="rolling")
+    assert [nexus.bell.hear(), nexus.bell.hear()] == ["new 0", "old 0"]
 
 
 def test_a_nexusd_that_is_killed_half_way_leaves_the_old_generation_in_force(old: Nexus) -> None:
