@@ -20,6 +20,7 @@ from nexusd.domain.settings import converted_key
 from nexusd.domain.units import Seconds, Size, parse_unit
 
 __all__ = [
+    "DEFINITIONS",
     "ConfigKey",
     "Definition",
     "Fault",
@@ -40,6 +41,11 @@ class Definition(Struct, frozen=True):
     folder: str
     manifest: Manifest
     digest: str
+
+
+# msgspec works out a type's fields when they are first needed, and dies by SIGSEGV when two threads do that at
+# once (0.22): so it is done here, for a manifest and all its sections, before there is a second thread.
+DEFINITIONS = msgspec.json.Decoder(Definition, dec_hook=parse_unit)
 
 
 class InvalidManifest(Exception):

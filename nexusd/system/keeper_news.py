@@ -15,8 +15,7 @@ import msgspec
 from nexusd.domain import lifecycle, runs, settings
 from nexusd.domain.fleet import Fleet, FleetEvent, Module, News
 from nexusd.domain.lifecycle import Exit, Replica
-from nexusd.domain.manifest import Definition
-from nexusd.domain.units import parse_unit
+from nexusd.domain.manifest import DEFINITIONS, Definition
 from nexusd.ports import Processes
 from nexusd.system.processes import DEFINITION_NOTE, Note, exit_of
 
@@ -106,7 +105,7 @@ class KeeperNews:
     def _take_note(self, name: str, text: str) -> None:
         try:
             if name.startswith(DEFINITION_NOTE):
-                definition = msgspec.json.decode(text, type=Definition, dec_hook=parse_unit)
+                definition = DEFINITIONS.decode(text)
                 self._definitions[definition.id] = definition
             else:
                 self._notes[name] = msgspec.json.decode(text, type=Note)

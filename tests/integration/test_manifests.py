@@ -1,12 +1,17 @@
 """Modules as they are found on a real disk."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from nexusd.domain.units import unit_number
 from nexusd.system.manifests import Found, discover, missing_paths, read_module, shadowed
+from tests.fakes import definition
 
 GOOD = '[run]\npython = "client:Client"\n'
 
@@ -296,3 +301,27 @@ def test_five_hundred_modules_are_found_without_the_daemon_seeming_hung(tmp_path
     # 0.1 s on two slow processors; the limit is wide, since it only guards against another order of growth.
     assert time.process_time() - begun < 1.5
     assert len(found) == 500
+
+
+FIRST_READ_BY_EIGHT = """
+import sys, threading
+sys.setswitchinterval(1e-6)
+import msgspec
+from nexusd.domain.manifest import Definition
+from nexusd.domain.units import parse_unit
+everybody = threading.Barrier(8)
+def read():
+    everybody.wait()
+    msgspec.json.decode(sys.argv[1], type=Definition, dec_hook=parse_unit)
+threads = [threading.Thread(target=read) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_that_read_definitions_for_the_first_time_at_once_do_not_crash() -> None:
+    text = msgspec.json.encode(definition("a/one"), enc_hook=unit_number).decode()
+    command = [sys.executable, "-c", FIRST_READ_BY_EIGHT, text]
+    assert [subprocess.run(command, check=False).returncode for _ in range(8)] == [0] * 8
