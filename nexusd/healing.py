@@ -99,8 +99,8 @@ def why_not(module: Module) -> str | None:
         return f"invalid: {module.reason}"
     if not module.wanted:
         return "stopped by an operator" if module.asked else "was never started"
-    if module.gone and _is_broken(module):
-        return "its folder is gone"
+    if _is_broken(module) and (module.gone or module.upgrade is not None):
+        return "its folder is gone" if module.gone else "it is being reloaded"
     if module.state is ModuleState.STOPPED:
         return module.reason or "ended by itself"
     stuck = next((one for one in module.replicas if isinstance(one.state, lifecycle.Stuck)), None)

@@ -377,6 +377,17 @@ def test_only_the_failed_replica_is_started(house):
     assert (told["replicas"], house.processes.log) == ([f"{BUS}#1"], [f"spawn {BUS}#1"])
 
 
+def test_a_module_that_is_being_reloaded_is_left_to_its_reload(broken):
+    broken.put(GREETER, replicas=2, restart={"policy": "never"})
+    broken.supervisor.handle(Want((GREETER,), True))
+    broken.tell(GREETER, lifecycle.Ready)
+    broken.exits(GREETER, index=1)
+    broken.on_disk[GREETER] = definition(GREETER, "new")
+    outcome(broken.operations.reload(GREETER, "graceful", AT_ONCE))
+    told = outcome(broken.operations.heal(GREETER, PATIENT))
+    assert (told["skipped"], told["restarted"]) == ({GREETER: "it is being reloaded"}, [])
+
+
 def test_with_nothing_to_heal_it_says_so(house):
     house.is_running(BUS)
     told = outcome(house.operations.heal(None, PATIENT))
