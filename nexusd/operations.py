@@ -53,7 +53,16 @@ class Operations:
         self.before_reload: list[Callable[[str], None]] = []  # told the id of a module that will hand over
         self._reach = reach = Reach(supervisor)
         self._reloading = Reloading(
-            supervisor, reach, outcomes, control, configs, copies, reread, signal_leader, tell
+            supervisor,
+            reach,
+            outcomes,
+            control,
+            configs,
+            copies,
+            reread,
+            signal_leader,
+            tell,
+            self.before_reload,
         )
         self._scaling = Scaling(supervisor, reach, store, outcomes)
         self._healing = Healing(supervisor, reach, tell)
@@ -119,104 +128,6 @@ class Operations:
         if not module.wanted and index is None:
             started = await self.start(module_id, patience)
             return {"module_id": module_id, "restarted": started["started"], "state": started["state"]}
-        former = _runs(module)
-        self._supervisor.handle(Renewal(module_id))
-        await self._wait(module_id, patience, self._outcomes.is_renewed(former))
-        state = self.module(module_id).state
-        return {"module_id": module_id, "restarted": state is ModuleState.STARTED, "state": str(state)}
-
-    async def reload(self, module_id: str, strategy: str | None, patience: Patience) -> dict[str, Any]:
-        """Puts what is on disk in force. A definition with faults is refused and changes nothing."""
-        module = self._valid(module_id)
-        assert module.definition is not None
-        chosen = strategy or module.definition.manifest.reload.strategy
-        if chosen == "signal":
-            return self._reload_by_signal(module)
-        if chosen == "rolling":
-            raise NotPossible(
-                f"cannot reload {module_id}: this version has no strategy {chosen}",
-                module_id=module_id,
-                hint=f"nexusctl reload {module_id} --strategy immediate",
-            )
-        definition = await self._definition_on_disk(module)
-        changed = definition.digest != module.definition.digest
-        for observer in self.before_reload:
-            observer(module_id)
-        states = await self._export_states(self.module(module_id))
-        former = _runs(self.module(module_id))
-        self._configs.hand_over(self.module(module_id), states)
-        self._supervisor.handle(Renewal(module_id, definition, beside=chosen == "graceful"))
-        if self.module(module_id).wanted:
-            await self._wait(module_id, patience, self._outcomes.is_renewed(former))
-        reloaded = self.module(module_id)
-        is_done = reloaded.state is ModuleState.STARTED or not reloaded.wanted
-        self._configs.tidy([reloaded])
-        self._tell("module.reloaded", module_id, reason=chosen)
-        return {
-            "module_id": module_id,
-            "reloaded": is_done and reloaded.definition == definition,
-            "strategy": chosen,
-            "generation": reloaded.generation,
-            "changed": changed,
-        }
-
-    async def _export_states(self, module: Module) -> dict[int, Any]:
-        """What each replica wants its successor to know, by index. Programs are not asked: few would answer."""
-        states: dict[int, Any] = {}
-        if module.definition is None or module.definition.manifest.run.python is None:
-            return states
-        for replica in module.current:
-            if isinstance(replica.state, lifecycle.Started):
-                try:
-                    states[replica.index] = await self._control.ask(
-                        replica.state.run, "export_state", {}, EXPORT_TIMEOUT_S
-                    )
-                except (
-                    NexusError
-                ) as error:  # a state that can't be had must not keep new code from being loaded
-                    log.warning("%s hands nothing over: %s", replica.name, error)
-        return {index: state for index, state in states.items() if state is not None}
-
-    def _reload_by_signal(self, module: Module) -> dict[str, Any]:
-        assert module.definition is not None
-        running = [replica.run for replica in module.current if isinstance(replica.state, lifecycle.Started)]
-        if not running:
-            raise NotPossible(
-                f"cannot reload {module.id} by a signal: it is {module.state}",
-                module_id=module.id,
-                hint=f"nexusctl start {module.id}",
-            )
-        number = signal.Signals[module.definition.manifest.reload.signal]
-        for run in running:
-            if run is not None:
-                self._signal_leader(run, number)
-        self._tell("module.reloaded", module.id, reason="signal")
-        told = {"reloaded": True, "strategy": "signal", "generation": module.generation, "changed": False}
-        return {"module_id": module.id, **told}
-
-    async def _definition_on_disk(self, module: Module) -> Definition:
-        definition = await self._reread(module)
-        if definition is None:
-            faults = [str(fault) for fault in self.module(module.id).faults]
-            raise NotPossible(
-                f"cannot reload {module.id}: its manifest has faults, the one in force stays",
-                module_id=module.id,
-                reason="; ".join(faults) or "its folder is gone",
-                hint=f"nexusctl check {module.folder}",
-            )
-        self._refuse_circle(module, definition)
-        return definition
-
-    def _refuse_circle(self, module: Module, definition: Definition) -> None:
-        """Modules that require each other would wait for each other, at the start and at the stop."""
-        circle = circle_with(self._supervisor.fleet, module, definition)
-        if circle is not None:
-            raise NotPossible(
-                f"cannot reload {module.id}: its manifest closes a circle of modules, the one in force stays",
-                module_id=module.id,
-                reason=" → ".join(circle),
-                hint="nexusctl reload the others first, if they changed too",
-            )
         former = runs_of(module, index)
         self._supervisor.handle(Renewal(module_id, index=index))
         await self._reach.wait(module_id, patience, self._outcomes.is_renewed(former, index))

@@ -6,7 +6,7 @@ In which order the two generations start and stop is the fleet's.
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from nexusd.domain import lifecycle
@@ -38,7 +38,9 @@ class Reloading:
         reread: Reread,
         signal_leader: SignalRun,
         tell: Callable[..., None],
+        before: Sequence[Callable[[str], None]],
     ) -> None:
+        """before: told the id of a module that will hand over."""
         self._supervisor = supervisor
         self._reach = reach
         self._outcomes = outcomes
@@ -48,6 +50,7 @@ class Reloading:
         self._reread = reread
         self._signal_leader = signal_leader
         self._tell = tell
+        self._before = before
         self._endings: set[asyncio.Task[None]] = set()
 
     async def reload(self, module_id: str, strategy: str | None, patience: Patience) -> dict[str, Any]:
@@ -80,6 +83,8 @@ class Reloading:
 
     async def _begin(self, module_id: str, definition: Definition, strategy: str) -> frozenset[str]:
         """The runs that are to end. Their states are handed over first."""
+        for observer in self._before:
+            observer(module_id)
         states = await self._export_states(self._reach.module(module_id))
         module = self._reach.module(module_id)
         renewal = self._renewal(module, definition, strategy)

@@ -22,7 +22,6 @@ LAYERS: dict[str, set[str]] = {
     "nexusd.config": {"nexusd.domain"},
     "nexusd.supervisor": {"nexusd.domain", "nexusd.ports"},
     "nexusd.outcomes": {"nexusd.domain", "nexusd.ports"},
-    "nexusd.operations": {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.outcomes"},
     "nexusd.experiments": {"nexusd.domain", "nexusd.ports"},
     "nexusd.chaos": {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.experiments"},
     "nexusd.reach": {"nexusd.domain", "nexusd.supervisor"},
