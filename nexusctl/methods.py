@@ -21,6 +21,8 @@ ACTIONS = frozenset(
         "shutdown",
         "trigger_chaos",
         "abort_chaos",
+        "scale_module",
+        "trigger_healing",
     }
 )
 
@@ -70,11 +72,11 @@ class Methods:
         return result
 
     def restart_module(
-        self, module_id: str, *, wait: bool = True, timeout: float | None = None
+        self, module_id: str, *, replica: int | None = None, wait: bool = True, timeout: float | None = None
     ) -> dict[str, Any]:
-        """Stop a module and start it again."""
+        """Stop a module, or one replica of it, and start it again."""
         result: dict[str, Any] = self.request(
-            "restart_module", {"module_id": module_id}, wait=wait, timeout=timeout
+            "restart_module", {"module_id": module_id}, replica=replica, wait=wait, timeout=timeout
         )
         return result
 
@@ -199,6 +201,24 @@ class Methods:
         result: dict[str, Any] = self.request("get_chaos", {"id": id}, wait=wait, timeout=timeout)
         return result
 
+    def scale_module(
+        self, module_id: str, replicas: int, *, wait: bool = True, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Set the number of replicas."""
+        result: dict[str, Any] = self.request(
+            "scale_module", {"module_id": module_id, "replicas": replicas}, wait=wait, timeout=timeout
+        )
+        return result
+
+    def trigger_healing(
+        self, module_id: str | None = None, *, wait: bool = True, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Start anew what is failed or unhealthy, and is to run."""
+        result: dict[str, Any] = self.request(
+            "trigger_healing", {}, module_id=module_id, wait=wait, timeout=timeout
+        )
+        return result
+
 
 class AsyncMethods:
     """`request` is the client's own; a parameter that is None is not sent."""
@@ -245,11 +265,11 @@ class AsyncMethods:
         return result
 
     async def restart_module(
-        self, module_id: str, *, wait: bool = True, timeout: float | None = None
+        self, module_id: str, *, replica: int | None = None, wait: bool = True, timeout: float | None = None
     ) -> dict[str, Any]:
-        """Stop a module and start it again."""
+        """Stop a module, or one replica of it, and start it again."""
         result: dict[str, Any] = await self.request(
-            "restart_module", {"module_id": module_id}, wait=wait, timeout=timeout
+            "restart_module", {"module_id": module_id}, replica=replica, wait=wait, timeout=timeout
         )
         return result
 
@@ -376,4 +396,22 @@ class AsyncMethods:
     async def get_chaos(self, id: str, *, wait: bool = False, timeout: float | None = None) -> dict[str, Any]:
         """The report of one experiment."""
         result: dict[str, Any] = await self.request("get_chaos", {"id": id}, wait=wait, timeout=timeout)
+        return result
+
+    async def scale_module(
+        self, module_id: str, replicas: int, *, wait: bool = True, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Set the number of replicas."""
+        result: dict[str, Any] = await self.request(
+            "scale_module", {"module_id": module_id, "replicas": replicas}, wait=wait, timeout=timeout
+        )
+        return result
+
+    async def trigger_healing(
+        self, module_id: str | None = None, *, wait: bool = True, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Start anew what is failed or unhealthy, and is to run."""
+        result: dict[str, Any] = await self.request(
+            "trigger_healing", {}, module_id=module_id, wait=wait, timeout=timeout
+        )
         return result
