@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,9 @@ class KeeperClient:
         self._welcomed = False
         self._leaving = False
         self.pid: int | None = None
+        self.on_pong: Callable[[float], None] | None = None  # is told how many seconds a round trip took
+        self._written: dict[str, int] = {}
+        self._counted: asyncio.Event | None = None
         self.troubles: list[str] = []  # logs that the disk does not take, as of the last pong
 
     @property
@@ -179,6 +182,7 @@ class KeeperClient:
             self._sock.close()
             self._sock = None
         self._welcomed = False
+        self._counted = None
         self._outbox.clear()
 
     def _restart_delay_s(self) -> float:
@@ -300,6 +304,23 @@ class KeeperClient:
     def warm(self) -> None:
         self._say({"say": "warm"})
 
+    def processes(self) -> dict[str, tuple[int, int]]:
+        """pid and start time (clock ticks) of each run's first process, by the run's key."""
+        runs = self._runs.items()
+        return {key: (run.entry["pid"], run.entry["start_ticks"]) for key, run in runs if run.entry}
+
+    async def log_bytes(self, patience_s: float) -> Mapping[str, int]:
+        """Bytes written by path of the log, since the keeper began; what it said last if it does not answer."""
+        if not self.connected:
+            return self._written
+        if (counted := self._counted) is None:
+            counted = self._counted = asyncio.Event()
+            self._say({"say": "count"})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await counted.wait()
+        return self._written
+
     def _say(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         try:
             self._send(message, fds)
@@ -376,6 +397,9 @@ class KeeperClient:
             case "pong":
                 self._pong(message)
                 return
+            case "counted":
+                self._take_count(message)
+                return
         self._hear(message)
 
     def _remember(self, message: Message, fds: list[int]) -> None:
@@ -425,7 +449,15 @@ class KeeperClient:
 
     def _pong(self, message: Message) -> None:
         self.troubles = list(message["troubles"])
+        if self.on_pong is not None and self._asked_at is not None:
+            self.on_pong(time.monotonic() - self._asked_at)
         self._asked_at = None
+
+    def _take_count(self, message: Message) -> None:
+        self._written = {**self._written, **message["written"]}
+        if message["left"] <= 0 and self._counted is not None:
+            self._counted.set()
+            self._counted = None
 
     def _reap(self) -> None:
         """The one reaper of this process: the keeper, and whom its death leaves to us."""

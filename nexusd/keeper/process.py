@@ -28,6 +28,7 @@ from nexusd.keeper.run import Run, bind_again, find_log_pipe, from_entry
 
 SWEEP_S = 0.02  # how often runs that are being killed are looked for again
 DRAIN_BYTES = 4 << 20  # what is taken of a pipe whose run has ended; it holds 1 MiB
+COUNTED_AT_ONCE = 256  # logs in one packet
 LINGER_S = 5.0  # an end is told at the latest then, even if something of the run can't be killed
 
 
@@ -47,6 +48,7 @@ class Keeper:
         self._held: dict[str, int] = {}
         self._logs: dict[str, LogFile] = {}
         self._log_users: dict[str, int] = {}
+        self._written: dict[str, int] = {}  # bytes of logs that were closed since
         self._troubled: dict[str, LogFile] = {}
         self._sweeping: dict[str, Run] = {}
         self._sweep_at = 0.0
@@ -68,6 +70,7 @@ class Keeper:
             "release": self._release,
             "warm": self._warm_up,
             "ping": self._ping,
+            "count": self._count,
             "leave": self._leave,
         }
 
@@ -169,6 +172,16 @@ class Keeper:
         written = sum(log.written for log in self._logs.values())
         counters = {"runs": len(self._runs), "log_bytes": written, "troubles": troubles[:5]}
         self._nexusd.tell({"say": "pong", "id": message.get("id"), **counters})
+
+    def _count(self, _message: Message, _fds: list[int]) -> None:
+        """Bytes of each log since this keeper began, also of those nobody writes to now."""
+        written = dict(self._written)
+        for path, log in self._logs.items():
+            written[path] = written.get(path, 0) + log.written
+        paths = list(written)
+        for start in range(0, max(len(paths), 1), COUNTED_AT_ONCE):
+            part = {path: written[path] for path in paths[start : start + COUNTED_AT_ONCE]}
+            self._nexusd.tell({"say": "counted", "written": part, "left": len(paths) - start - len(part)})
 
     def _leave(self, _message: Message, _fds: list[int]) -> None:
         self._leaving = self._dismissed = True
@@ -339,6 +352,7 @@ class Keeper:
         if log.path not in self._troubled and log.path not in self._log_users:
             del self._logs[log.path]
             log.close()
+            self._written[log.path] = self._written.get(log.path, 0) + log.written
 
     def _close_log(self, log: LogFile) -> None:
         log.close()

@@ -15,9 +15,10 @@ note    name, text     | remembers the text and writes it to the journal; no tex
 hold    name, fd       | keeps a listening socket; `release` lets it go
 warm                   | imports what Python modules need, before the first of them is started
 ping    id             | answers `pong` with the id and its counters
+count                  | answers `counted`, one or more, with the bytes of each log by its path
 leave                  | goes, with its socket and its journal; what still runs is left running
 
-The keeper says: run, note, held (its table), welcome, spawned, running, refused, notify, exited, pong.
+The keeper says: run, note, held (its table), welcome, spawned, running, refused, notify, exited, pong, counted.
 """
 
 import array
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 
-VERSION = 2  # counts up when a word changes: a keeper of another version is replaced, its runs go on
+VERSION = 3  # counts up when a word changes: a keeper of another version is replaced, its runs go on
 PACKET_BYTES = 200_000  # below the default net.core.wmem_max (212,992) less the kernel's own overhead
 MOST_FDS = 64
 _CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
@@ -66,6 +67,7 @@ SHAPES = {
     "release": Shape({"name": str}),
     "warm": Shape({}),
     "ping": Shape({}),
+    "count": Shape({}),
     "leave": Shape({}),
 }
 

@@ -192,6 +192,7 @@ GOOD = {
     "release": {"name": "n"},
     "warm": {},
     "ping": {"id": 1.5},
+    "count": {},
     "leave": {},
 }
 FDS = {"adopt": [1, 2], "spawn": [1, 2, 3, 4], "hold": [1]}
