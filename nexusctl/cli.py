@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from nexusctl.commands import aeon, audit, chaos, config, daemon, lifecycle, new, rpc, status, watch
+from nexusctl.commands import aeon, audit, chaos, config, daemon, lifecycle, metrics, new, rpc, status, watch
 from nexusctl.commands.names import Commands
 from nexusctl.commands.options import shared_options
 from nexusctl.exits import INTERRUPTED, MEANINGS, USAGE
@@ -45,6 +45,7 @@ for command in (
     watch.logs,
     watch.events,
     audit.audit,
+    metrics.metrics,
     status.modules,
     chaos.chaos,
     new.check,

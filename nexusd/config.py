@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from nexusd.domain.access import Grants
+from nexusd.domain.addresses import parse_host_port
 from nexusd.domain.decoding import prepare
 from nexusd.domain.fields import Fault, Reading
 from nexusd.domain.units import Size, parse_unit
@@ -21,6 +22,8 @@ _Roles = Annotated[
     dict[str, tuple[str, ...]], msgspec.Meta(title="a table of names, each with a list of names")
 ]
 
+_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+_LISTEN = rf"^(off|(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):{_PORT})\Z"
 _Count = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 
 
@@ -36,7 +39,14 @@ class Access(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    listen: str = "127.0.0.1:9090"
+    """Where Prometheus finds its page."""
+
+    listen: Annotated[str, msgspec.Meta(pattern=_LISTEN, title='"HOST:PORT" or "off"')] = "127.0.0.1:9090"
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port; None where none is wanted."""
+        return None if self.listen == "off" else parse_host_port(self.listen, lowest=0)
 
 
 class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -32,10 +32,12 @@ from nexusd.rpc.door import Door, Params
 from nexusd.rpc.identity import Identity
 from nexusd.supervisor import Supervisor
 from nexusd.system.audit import AuditLog
-from nexusd.system.clock import LoopClock
+from nexusd.system.clock import LoopClock, LoopLag
 from nexusd.system.configs import ConfigFiles
 from nexusd.system.control import ControlSockets
 from nexusd.system.events import KEPT, EventLog
+from nexusd.system.figures import Figures
+from nexusd.system.http import HttpServer
 from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.logs import LogFolder
 from nexusd.system.processes import ReplicaProcesses
@@ -114,6 +116,11 @@ class UniversalDaemon:
         self._clock = LoopClock(lambda: self.supervisor.expire_deadlines())
         self.supervisor = Supervisor(self._processes, self._clock, self._gave_up)
         self.supervisor.observers.append(self._events.observe)
+        self._web = HttpServer()
+        self._figures = Figures()
+        self.supervisor.observers.append(self._figures.observe)
+        self._keeper.on_pong = self._figures.took_round_trip
+        self._lag = LoopLag(self._figures.lagged)
         self._news = KeeperNews(
             self._processes, self.supervisor.handle, lambda: self.supervisor.fleet, self._events.add
         )
@@ -168,7 +175,7 @@ class UniversalDaemon:
             self.security_context,
             lambda: self._grants,
             lambda: {"pid": self._keeper.pid, "connected": self._keeper.connected},
-            lambda: [*self._warnings, *self._keeper.troubles, *self._audit.troubles],
+            self._all_warnings,
             lambda: self._catalogue.paths,
             lambda: self._is_running,
         )
@@ -213,6 +220,9 @@ class UniversalDaemon:
         self._server = await self._door.server()
         await self._server.serve_bound(bound)
         self._is_running = True
+        self._lag.start()
+        if config.metrics.address is not None:
+            self._web.open(*config.metrics.address)
         log.info(
             "nexusd %s serves %s, %d modules",
             __version__,
@@ -244,6 +254,10 @@ class UniversalDaemon:
                 lambda caller, wish: self._allow(caller, wish),
                 self._leaving.is_set,
                 self._audit,
+                self._web,
+                self._figures,
+                self._keeper,
+                lambda run: self._processes.socket_path(run, "control"),
             ),
             self.config.api,
             audits_reads=self.config.audit.reads,
@@ -336,6 +350,8 @@ class UniversalDaemon:
         await self.supervisor.until(ids, _nothing_runs, None)
 
     async def _close(self) -> None:
+        self._lag.stop()
+        self._web.close()
         await self._server.close()
         await self._door.close()
         self._is_running = False
@@ -356,6 +372,10 @@ class UniversalDaemon:
             log.error("%s has failed for good, and nexusd is not to go on without it", module_id)
             self.exit_status = EXIT_GAVE_UP
             self.shut_down()
+
+    def _all_warnings(self) -> list[str]:
+        web = [self._web.trouble] if self._web.trouble else []
+        return [*self._warnings, *self._keeper.troubles, *self._audit.troubles, *web]
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)

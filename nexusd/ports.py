@@ -119,6 +119,10 @@ class Configs(Protocol):
 class AuditLog(Protocol):
     """Where every command leaves its lines, each chained to the one before it."""
 
+    @property
+    def lines(self) -> int:
+        """How many were written since nexusd was started."""
+
     def begin(self, entry: Entry) -> Awaitable[int]:
         """Done when the line is safe, with its number. Raises NotPossible: then the command must not run."""
 
@@ -133,6 +137,13 @@ class AuditLog(Protocol):
 
     def subscribe(self, subscriber: Callable[[bytes], None]) -> Callable[[], None]:
         """Called with each line from now on; returns the way out."""
+
+
+class MetricsPages(Protocol):
+    async def page(
+        self, accept: str = "", module_id: str | None = None, patience_s: float = 1.0
+    ) -> tuple[str, bytes]:
+        """Content type and text in the form that an Accept header asks for; patience_s: for modules to answer."""
 
 
 class Daemon(Protocol):

@@ -18,6 +18,9 @@ from msgspec.structs import replace
 from nexusd.domain import restart
 from nexusd.domain.manifest_sections import Manifest, Restart
 
+# How the reasons begin for which a replica is stopped without having been asked to.
+TOO_SLOW = "not ready within"
+SILENT = "no WATCHDOG=1 within"
 KILL_TIMEOUT_S = 10.0  # from SIGKILL until a process counts as one that cannot be killed
 
 
@@ -402,13 +405,13 @@ def _never_spawned(replica: Replica, _event: Event, _policy: Policy, moment: Mom
 
 
 def _too_slow(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
-    failure = f"not ready within {policy.start_timeout_s:g} s"
+    failure = f"{TOO_SLOW} {policy.start_timeout_s:g} s"
     return _terminate(replica, policy.stop_signal, failure, policy, moment)
 
 
 def _silent(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
     # SIGABRT as systemd sends it: a core dump shows where it hung (systemd.service(5), WatchdogSignal=).
-    failure = f"no WATCHDOG=1 within {policy.watchdog_s:g} s"
+    failure = f"{SILENT} {policy.watchdog_s:g} s"
     return _terminate(_calmed(replica, policy, moment), signal.SIGABRT, failure, policy, moment)
 
 
