@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import audit, crash, idle, logs, modules, nexusctl, probes, programs, startup, status
+from bench import audit, crash, idle, logs, modules, nexusctl, probes, programs, scrape, startup, status
 from bench.processes import slowness
 from bench.rows import HEAD, Row, lines
 
@@ -26,6 +26,7 @@ MEASURES: dict[str, Callable[[], list[Row]]] = {
     "idle": idle.measure,
     "logs": logs.measure,
     "audit": audit.measure,
+    "scrape": scrape.measure,
 }
 
 

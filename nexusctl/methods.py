@@ -199,6 +199,11 @@ class Methods:
         result: dict[str, Any] = self.request("get_chaos", {"id": id}, wait=wait, timeout=timeout)
         return result
 
+    def get_metrics(self, module_id: str | None = None) -> dict[str, Any]:
+        """Metrics in Prometheus's text format, of all or of one module."""
+        result: dict[str, Any] = self.request("get_metrics", {}, module_id=module_id)
+        return result
+
 
 class AsyncMethods:
     """`request` is the client's own; a parameter that is None is not sent."""
@@ -376,4 +381,9 @@ class AsyncMethods:
     async def get_chaos(self, id: str, *, wait: bool = False, timeout: float | None = None) -> dict[str, Any]:
         """The report of one experiment."""
         result: dict[str, Any] = await self.request("get_chaos", {"id": id}, wait=wait, timeout=timeout)
+        return result
+
+    async def get_metrics(self, module_id: str | None = None) -> dict[str, Any]:
+        """Metrics in Prometheus's text format, of all or of one module."""
+        result: dict[str, Any] = await self.request("get_metrics", {}, module_id=module_id)
         return result
