@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexusd.keeper import protocol
+from nexusd.keeper.probe_client import ProbeClient
 from nexusd.keeper.proctable import RUN_ROOM
 from nexusd.keeper.protocol import MOST_FDS, Message, Outbox, TooLong
 
@@ -74,6 +75,7 @@ class KeeperClient:
         self._notes: dict[str, str] = {}
         self._held: dict[str, int] = {}
         self._statuses: dict[int, int] = {}
+        self._probes = ProbeClient(self._send)
         self._restarts: deque[float] = deque(maxlen=len(_RESTART_S))
         self._asked_at: float | None = None
         self._heard_at = 0.0
@@ -184,6 +186,7 @@ class KeeperClient:
         self._welcomed = False
         self._counted = None
         self._outbox.clear()
+        self._probes.lost()
 
     def _restart_delay_s(self) -> float:
         now = time.monotonic()
@@ -253,6 +256,10 @@ class KeeperClient:
         log_read, log_write, notify, control = opened
         protocol.close_all((log_write, control))
         self._runs[key] = _Run((log_read, notify), paths)
+
+    async def probe(self, launch: Message, timeout_s: float) -> Message | None:
+        """Run a check program; None: nothing is known, the keeper is not there. Raises TooLong."""
+        return await self._probes.probe(launch, timeout_s) if self._welcomed else None
 
     def signal(self, key: str, number: int, leader_only: bool = False) -> None:
         self._say({"say": "signal", "run": key, "signal": number, "leader_only": leader_only})
@@ -399,6 +406,9 @@ class KeeperClient:
                 return
             case "counted":
                 self._take_count(message)
+                return
+            case "probed":
+                self._probes.heard(message)
                 return
         self._hear(message)
 

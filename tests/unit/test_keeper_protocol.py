@@ -184,6 +184,11 @@ GOOD = {
             "directory": "/",
         },
     },
+    "probe": {
+        "id": 1,
+        "timeout": 2.0,
+        "launch": {"argv": ["/bin/true"], "environment": {}, "directory": "/"},
+    },
     "signal": {"run": "r", "signal": 15},
     "kill": {"run": "r"},
     "forget": {"run": "r"},
