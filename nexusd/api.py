@@ -13,7 +13,7 @@ from nexusd.config import Api as Bounds
 from nexusd.domain.access import Caller
 from nexusd.domain.errors import ShuttingDown
 from nexusd.operations import Operations
-from nexusd.ports import AuditLog, Daemon, EventSource, LogReader
+from nexusd.ports import AuditLog, CheckResults, Daemon, EventSource, LogReader
 from nexusd.rpc.audit import AuditReading, AuditTrail
 from nexusd.rpc.call import Call, Method, NoParams
 from nexusd.rpc.chaos import ChaosMethods
@@ -39,6 +39,7 @@ class Parts:
     identity: Identity
     logs: LogReader
     events: EventSource
+    checks: CheckResults
     authorise: Callable[[Caller, str], None]
     is_leaving: Callable[[], bool]
     audit: AuditLog
@@ -55,7 +56,14 @@ def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) ->
     families += ChaosMethods(parts.operations, parts.chaos).methods
     families += Metrics(scrapes, parts.operations).methods
     api = Api(
-        parts.supervisor, parts.operations, parts.daemon, parts.identity, parts.logs, parts.events, families
+        parts.supervisor,
+        parts.operations,
+        parts.daemon,
+        parts.identity,
+        parts.logs,
+        parts.events,
+        parts.checks,
+        families,
     )
     # First: what the others say of a call is said when its line is safe.
     observers: list[Observer] = [AuditTrail(parts.audit, parts.operations.is_secret, audits_reads)]

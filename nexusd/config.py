@@ -15,6 +15,7 @@ from nexusd.domain.access import Grants
 from nexusd.domain.addresses import parse_host_port
 from nexusd.domain.decoding import prepare
 from nexusd.domain.fields import Fault, Reading
+from nexusd.domain.health import MOST_UNHEALTHY
 from nexusd.domain.units import Size, parse_unit
 
 LogFormat = Literal["text", "json", "journal"]
@@ -49,6 +50,12 @@ class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None if self.listen == "off" else parse_host_port(self.listen, lowest=0)
 
 
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When the daemon counts as ready: every critical module is healthy, and at most this share of all is not."""
+
+    most_unhealthy: Annotated[float, msgspec.Meta(ge=0, le=1)] = MOST_UNHEALTHY
+
+
 class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the API socket."""
 
@@ -80,6 +87,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_format: LogFormat | None = None
     access: Access = Access()
     api: Api = Api()
+    health: Health = Health()
     metrics: Metrics = Metrics()
     audit: Audit = Audit()
 
@@ -119,6 +127,7 @@ class Config:
     log_format: LogFormat
     access: Access
     api: Api
+    health: Health
     metrics: Metrics
     audit: Audit
 
@@ -189,6 +198,7 @@ def read_config(options: Options, environment: Mapping[str, str], uid: int) -> C
         log_format=options.log_format or file.log_format or "text",
         access=file.access,
         api=file.api,
+        health=file.health,
         metrics=file.metrics,
         audit=file.audit,
     )

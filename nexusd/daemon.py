@@ -31,6 +31,7 @@ from nexusd.rpc import endpoint
 from nexusd.rpc.door import Door, Params
 from nexusd.rpc.identity import Identity
 from nexusd.supervisor import Supervisor
+from nexusd.system.asking import Asking
 from nexusd.system.audit import AuditLog
 from nexusd.system.clock import LoopClock, LoopLag
 from nexusd.system.configs import ConfigFiles
@@ -38,6 +39,7 @@ from nexusd.system.control import ControlSockets
 from nexusd.system.events import KEPT, EventLog
 from nexusd.system.figures import Figures
 from nexusd.system.http import HttpServer
+from nexusd.system.health_checks import HealthChecks
 from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.logs import LogFolder
 from nexusd.system.processes import ReplicaProcesses
@@ -59,6 +61,7 @@ class UniversalDaemon:
         self.security_context = security_context or SecurityContext()
         self.config = config or read_config(Options(), os.environ, os.getuid())
         self.exit_status = 0
+        self._most_unhealthy = self.config.health.most_unhealthy
         self._started_at = time.monotonic()
         self._leaving = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -124,6 +127,11 @@ class UniversalDaemon:
         self._news = KeeperNews(
             self._processes, self.supervisor.handle, lambda: self.supervisor.fleet, self._events.add
         )
+        self._control = ControlSockets(self._processes.socket_path)
+        self._checks = HealthChecks(
+            Asking(self._control, self._processes), self.supervisor.handle, lambda: self.supervisor.fleet
+        )
+        self.supervisor.observers.append(self._checks.observe)
         self._catalogue = Catalogue(
             config.modules,
             self.supervisor,
@@ -135,7 +143,7 @@ class UniversalDaemon:
         self._operations = Operations(
             self.supervisor,
             self._store,
-            ControlSockets(self._processes.socket_path),
+            self._control,
             self._logs,
             self._configs,
             self._catalogue.reread,
@@ -178,6 +186,7 @@ class UniversalDaemon:
             self._all_warnings,
             lambda: self._catalogue.paths,
             lambda: self._is_running,
+            lambda: self._most_unhealthy,
         )
 
     async def discover_and_load_modules(
@@ -251,6 +260,7 @@ class UniversalDaemon:
                 self._identity(),
                 self._logs,
                 self._events,
+                self._checks,
                 lambda caller, wish: self._allow(caller, wish),
                 self._leaving.is_set,
                 self._audit,
@@ -279,7 +289,7 @@ class UniversalDaemon:
             raise ShuttingDown("nexusd is shutting down")
 
     def _reload_config(self) -> None:
-        """Who may do what. Folders and sockets stay as they are until the next start."""
+        """Who may do what, and what counts as ready. Folders and sockets stay as they are until the next start."""
         try:
             fresh = read_config(Options(config=self.config.config_path), os.environ, os.getuid())
         except InvalidConfig as error:
@@ -290,6 +300,7 @@ class UniversalDaemon:
                 "the configuration has faults, the one in force stays", reason=reason
             ) from error
         self._warnings.clear()
+        self._most_unhealthy = fresh.health.most_unhealthy
         self._grant(fresh)
 
     # Callers in this process
@@ -352,6 +363,7 @@ class UniversalDaemon:
     async def _close(self) -> None:
         self._lag.stop()
         self._web.close()
+        self._checks.close()
         await self._server.close()
         await self._door.close()
         self._is_running = False

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle
+from nexusd.domain import checks, lifecycle
+from nexusd.domain.checks import Plan, Tally
 from nexusd.domain.graph import Graph, cycles
 from nexusd.domain.lifecycle import Moment, Replica
 from nexusd.domain.manifest import Definition, Fault
@@ -362,19 +363,22 @@ class _Turn:
     # Rules
 
     def _judge_upgrade(self, module_id: str) -> None:
-        """All successors are ready: they take over. One has failed: they go, and the old ones stay."""
+        """All successors are ready and healthy: they take over. One has failed: they go, and the old ones stay."""
         module = self.modules[module_id]
         if module.upgrade is None:
             return
         if not module.wanted:
             self._store(replace(module, upgrade=None))
             return
-        failed = next((replica for replica in module.successors if _has_failed(replica)), None)
+        plan = checks.plan_of(module.upgrade.definition.manifest)
+        failed = next((replica for replica in module.successors if _has_failed(replica, plan)), None)
         if failed is not None:
             refusal = Refusal(failed, self._moment.now)
             pending = module.upgrade.definition
             self._store(replace(module, upgrade=None, refused=refusal, pending=pending))
-        elif len(module.successors) >= module.count and all(map(_is_ready, module.successors)):
+        elif len(module.successors) >= module.count and all(
+            _is_proven(one, plan) for one in module.successors
+        ):
             upgrade = module.upgrade
             self._put(module_id, _with_definition(module, upgrade.definition, upgrade.generation))
 
@@ -497,14 +501,20 @@ def next_generation(module: Module) -> int:
     return 1 + max([module.generation, *(replica.generation for replica in module.replicas)])
 
 
-def _has_failed(replica: Replica) -> bool:
-    """Whether it did not get ready at its first try, or was and is no more, or never can be."""
+def _has_failed(replica: Replica, plan: Plan) -> bool:
+    """Whether it did not get ready at its first try, or was and is no more, or is unhealthy, or never can be."""
     blocked = isinstance(replica.state, lifecycle.Waiting) and replica.state.lasting
-    return blocked or replica.history.last_exit is not None
+    tallies = (replica.checks.get(purpose, Tally()) for purpose in plan.lasting)
+    is_unhealthy = isinstance(replica.state, lifecycle.Started) and any(
+        tally.verdict == "unhealthy" for tally in tallies
+    )
+    return blocked or is_unhealthy or replica.history.last_exit is not None
 
 
-def _is_ready(replica: Replica) -> bool:
-    return isinstance(replica.state, lifecycle.Started)
+def _is_proven(replica: Replica, plan: Plan) -> bool:
+    """Ready, and each of its checks has passed."""
+    passed = (replica.checks.get(purpose, Tally()).has_passed for purpose in plan.lasting)
+    return isinstance(replica.state, lifecycle.Started) and all(passed)
 
 
 def _with(module: Module, replica: Replica) -> Module:

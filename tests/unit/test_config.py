@@ -187,7 +187,7 @@ def plain(value: object) -> Any:
     return json.loads(msgspec.json.encode(value, enc_hook=Size.text))
 
 
-@pytest.mark.parametrize("section", ["access", "api", "metrics", "audit"])
+@pytest.mark.parametrize("section", ["access", "api", "health", "metrics", "audit"])
 def test_the_page_has_every_key_with_its_default(section: str) -> None:
     (kind,) = (one.default for one in msgspec.structs.fields(File) if one.name == section)
     told = {
@@ -199,7 +199,13 @@ def test_the_page_has_every_key_with_its_default(section: str) -> None:
 
 
 def test_the_page_has_every_key_at_the_top() -> None:
-    keys = {one.name for one in msgspec.structs.fields(File)} - {"access", "api", "metrics", "audit"}
+    keys = {one.name for one in msgspec.structs.fields(File)} - {
+        "access",
+        "api",
+        "health",
+        "metrics",
+        "audit",
+    }
     (line,) = (line for line in PAGE.splitlines() if line.endswith("see above."))
     assert set(re.findall(r"`(\w+)`", line)) == keys
     settings = {row[2].split("`")[1] for row in rows("# Configuration of nexusd") if "`" in row[2]}
