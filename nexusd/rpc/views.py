@@ -46,11 +46,13 @@ def epoch(monotonic: float) -> float:
 
 def summary(module: Module) -> dict[str, Any]:
     manifest = module.definition.manifest if module.definition else None
+    word, reasons = health.health_of(module)
     return {
         "id": module.id,
         "state": str(module.state),
         "wanted": "started" if module.wanted else "stopped",
-        "health": str(health.health_of(module)[0]),
+        "health": str(word),
+        "health_reasons": list(reasons),
         "version": manifest.version if manifest else None,
         "generation": module.generation,
         "critical": manifest.critical if manifest else False,
@@ -74,7 +76,6 @@ def detail(
         {**_instance(replica, log_path(replica.name)), **_health(module, replica, last_checks)}
         for replica in module.replicas
     ]
-    shown["health_reasons"] = list(health.health_of(module)[1])
     shown["required_by"] = list(graph.required_by.get(module.id, ()))
     return {**shown, **_from_manifest(module)}
 
@@ -210,7 +211,8 @@ class StatusPage:
         known = self._rows.get(module.id)
         if known is not None and known.module is module:
             return known
-        return _Row(module, _encode(summary(module)), str(module.state), health.health_of(module)[0])
+        row = summary(module)
+        return _Row(module, _encode(row), row["state"], health.Health(row["health"]))
 
     def _modules(self) -> msgspec.Raw:
         rows = self._rows.values()
