@@ -62,14 +62,14 @@ Tallies = dict[Purpose, Tally]
 def plan_of(manifest: Manifest) -> Plan:
     """`check` stands in for readiness. Nothing stands in for liveness: a restart has to be asked for."""
     health = manifest.health
+    if not (health.check or health.liveness or health.readiness or health.startup):
+        return NO_CHECKS
     named = {
         Purpose.STARTUP: health.startup,
         Purpose.LIVENESS: health.liveness,
         Purpose.READINESS: health.readiness or health.check,
     }
     checks = {purpose: check for purpose, check in named.items() if check is not None}
-    if not checks:
-        return NO_CHECKS
     by_gate = manifest.run.ready == "health"
     gate = Purpose.STARTUP if Purpose.STARTUP in checks else Purpose.READINESS if by_gate else None
     lasting = tuple(purpose for purpose in checks if purpose is not Purpose.STARTUP)

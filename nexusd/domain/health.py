@@ -45,17 +45,22 @@ def health_of(module: Module) -> tuple[Health, tuple[str, ...]]:
     if state is ModuleState.LOADED:
         return _when_never_asked_for(module)
     plan = plan_of(module.definition.manifest) if module.definition else NO_CHECKS
-    if state is ModuleState.STARTED and plan is NO_CHECKS:
-        return Health.HEALTHY, ()
+    if state is ModuleState.STARTED:
+        return _when_started(module, plan) if plan.lasting else (Health.HEALTHY, ())
+    current, why = module.current, module.reason
+    is_bad = state in _BAD or any(_is_unhealthy(replica, plan) for replica in current)
+    is_fit = is_bad and any(_is_fit(replica, plan) for replica in current)
+    reasons = (f"{state.value}: {why}" if why else state.value,)
+    return Health.UNHEALTHY if is_bad and not is_fit else Health.DEGRADED, reasons
+
+
+def _when_started(module: Module, plan: Plan) -> tuple[Health, tuple[str, ...]]:
     told = [(replica, *health_of_replica(replica, plan)) for replica in module.current]
-    is_fit = any(_is_fit(replica, word) for replica, word, _ in told)
-    is_bad = state in _BAD or any(word is Health.UNHEALTHY for _, word, _ in told)
     reasons = tuple(_placed(replica, reason, module) for replica, _, reason in told if reason)
-    if state is not ModuleState.STARTED:
-        reasons = (f"{state}: {module.reason}" if module.reason else str(state),)
     if not reasons:
         return Health.HEALTHY, ()
-    return Health.UNHEALTHY if is_bad and not is_fit else Health.DEGRADED, reasons
+    is_fit = any(word is not Health.UNHEALTHY for _, word, _ in told)
+    return Health.DEGRADED if is_fit else Health.UNHEALTHY, reasons
 
 
 _BAD = (ModuleState.FAILED, ModuleState.BACKOFF, ModuleState.INVALID)
@@ -87,8 +92,12 @@ def health_of_replica(replica: Replica, plan: Plan) -> tuple[Health, str | None]
 _FROM_GOOD_TO_BAD = (Health.HEALTHY, Health.DEGRADED, Health.UNHEALTHY)
 
 
-def _is_fit(replica: Replica, word: Health) -> bool:
-    return isinstance(replica.state, lifecycle.Started) and word is not Health.UNHEALTHY
+def _is_unhealthy(replica: Replica, plan: Plan) -> bool:
+    return health_of_replica(replica, plan)[0] is Health.UNHEALTHY
+
+
+def _is_fit(replica: Replica, plan: Plan) -> bool:
+    return isinstance(replica.state, lifecycle.Started) and not _is_unhealthy(replica, plan)
 
 
 def _placed(replica: Replica, reason: str, module: Module) -> str:

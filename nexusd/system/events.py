@@ -15,7 +15,7 @@ import msgspec
 from nexusd.domain.errors import NexusError
 from nexusd.domain.fleet import Fleet, Module
 from nexusd.domain.health import health_of
-from nexusd.domain.lifecycle import Replica
+from nexusd.domain.lifecycle import Replica, Stopping
 
 KEPT = 2000
 SAVE_S = 0.25  # history may lose this much when nexusd is killed; what is wanted may not, and is stored apart
@@ -117,15 +117,17 @@ def _changes(before: Module | None, after: Module | None) -> Iterator[Event]:
         yield from _replica_changes(former.get(replica.key), replica)
     if after.refused is not None and after.refused is not before.refused:
         yield {"kind": "module.reload_refused", "module_id": after.id, "reason": after.refused.reason}
-    if before.state is not after.state:
+    has_moved = (former_state := before.state) is not (state := after.state)
+    if has_moved:
         yield {
             "kind": "module.state",
             "module_id": after.id,
-            "from": str(before.state),
-            "to": str(after.state),
+            "from": str(former_state),
+            "to": str(state),
             "reason": after.reason,
         }
-    yield from _health_changes(before, after)
+    if has_moved or not _is_as_well(before, after):
+        yield from _health_changes(before, after)
 
 
 def _health_changes(before: Module, after: Module) -> Iterator[Event]:
@@ -139,6 +141,16 @@ def _health_changes(before: Module, after: Module) -> Iterator[Event]:
             "to": str(health),
             "reason": reason,
         }
+
+
+def _is_as_well(before: Module, after: Module) -> bool:
+    """Whether, in the same state, nothing has changed that health follows from: most events tell a pid, no more."""
+    if len(before.replicas) != len(after.replicas) or before.definition is not after.definition:
+        return False
+    return all(
+        a is b or (type(a.state) is type(b.state) is not Stopping and a.checks is b.checks)
+        for a, b in zip(before.replicas, after.replicas, strict=True)
+    )
 
 
 def _replica_changes(before: Replica | None, after: Replica) -> Iterator[Event]:
