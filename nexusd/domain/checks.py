@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from nexusd.domain.manifest_sections import Check, Manifest
 
-LONGEST_REASON = 150  # it is part of what the keeper remembers of a module, which has to fit into a packet
+LONGEST_REASON = 100  # it is part of what the keeper remembers of a module, which has to fit into a packet
 
 Word = Literal["healthy", "degraded", "unhealthy"]
 
@@ -111,7 +111,7 @@ def described(check: Check) -> str:
 
 def complaint(plan: Plan, purpose: Purpose, tally: Tally) -> str | None:
     """What there is to say against a replica for this purpose, in words; None: nothing."""
-    what = described(plan.checks[purpose])
+    what = _short(described(plan.checks[purpose]))
     what = what if purpose is Purpose.READINESS else f"{purpose} {what}"
     if tally.verdict == "unhealthy" or tally.failures:
         often = f", {tally.failures} times in a row" if tally.failures > 1 else ""

@@ -79,6 +79,8 @@ class Probes:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # in the place of a control socket
         newborn = None
         try:
+            if launch.get("user") is not None:
+                os.fchown(writing, launch["user"]["uid"], -1)  # or its user could not open /dev/stdout
             newborn = birth.fork(None)
             birth.launch(newborn, launch, [writing, null])
         except (OSError, ValueError):

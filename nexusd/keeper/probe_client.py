@@ -4,6 +4,7 @@ What a program's exit means for a module is not decided here.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from itertools import count
 
@@ -15,7 +16,8 @@ GRACE_S = 5.0  # the keeper tells of a time-out itself; this much later nothing 
 class ProbeClient:
     def __init__(self, say: Callable[[Message], None]) -> None:
         self._say = say
-        self._numbers = count(1)
+        # Not from 1: an answer to what a former nexusd asked may still come.
+        self._numbers = count(int.from_bytes(os.urandom(6), "big"))
         self._asked: dict[int, asyncio.Future[Message | None]] = {}
 
     async def probe(self, launch: Message, timeout_s: float) -> Message | None:

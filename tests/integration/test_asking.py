@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nexusd.domain.checks import Said
 from nexusd.domain.errors import NotPossible, TimedOut
 from nexusd.domain.fleet import Module
 from nexusd.domain.lifecycle import Replica, Started
 from nexusd.domain.manifest_sections import Check
+from nexusd.system import http_check
 from nexusd.system.asking import Asking
 from nexusd.system.http_check import BODY_BYTES, HEAD_BYTES
 from tests.fakes import module
@@ -113,6 +116,22 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 def test_what_an_http_server_may_answer(answer: bytes, said: Said | str) -> None:
     expected = Said("unhealthy", said) if isinstance(said, str) else said
     assert asked_of(answering(answer))[0] == expected
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_whatever_a_server_says_it_is_a_status_or_no_answer(said: bytes, as_http: bool) -> None:
+    async def story() -> None:
+        reader = asyncio.StreamReader(limit=HEAD_BYTES)
+        reader.feed_data(b"HTTP/1.1 " * as_http + said + b"\r\n\r\n" * as_http)
+        reader.feed_eof()
+        try:
+            status, length = await http_check._head(reader)
+        except http_check.NoAnswer as error:
+            assert str(error)
+        else:
+            assert 200 <= status <= 999 and 0 <= length <= BODY_BYTES
+
+    asyncio.run(story())
 
 
 def test_the_request_is_one_that_every_server_understands() -> None:

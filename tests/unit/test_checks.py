@@ -143,6 +143,15 @@ def test_a_check_is_described_without_what_may_be_a_secret(check, words):
     assert checks.described(check) == words
 
 
+def test_what_is_remembered_of_a_check_is_bounded_however_long_its_address():
+    check = Check(http="http://127.0.0.1/" + "x" * 100_000)
+    tally = counted(Tally(), Said("unhealthy", "y" * 100_000), Plan())
+    told = checks.complaint(
+        Plan(checks={Purpose.LIVENESS: check}), Purpose.LIVENESS, replace(tally, failures=3)
+    )
+    assert told is not None and len(told) < 250
+
+
 # A replica's life
 
 

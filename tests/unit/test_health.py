@@ -54,6 +54,8 @@ def test_health_follows_from_the_state_and_says_why(one, expected):
 def test_the_seeds_example_counts_fourteen_healthy_and_one_degraded():
     fleet = [with_replicas(RUNNING) for _ in range(14)] + [replace(module(), asked=True)]
     assert health.statistics(fleet) == Statistics(15, 14, 1, 0)
+    told = health.readiness(fleet)
+    assert (told.ready, told.ratio, told.reasons) == (True, 0.93, ())
 
 
 def test_what_is_invalid_is_discovered_and_not_counted():

@@ -5,6 +5,8 @@ Through deaths of nexusd and keeper, too.
 
 from __future__ import annotations
 
+import os
+import pwd
 import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -184,6 +186,17 @@ def test_an_exec_check_runs_as_the_module_would_and_its_last_line_is_the_reason(
     assert status["health_reasons"][0].startswith(
         "exec check ./check: exit status 4, blue a/one s3cret in one, "
     )
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may run a module as somebody else")
+def test_an_exec_check_runs_as_the_module_s_user(nexus: Nexus) -> None:
+    folder = with_exec(nexus, 'echo "$(id -un) $HOME" > /dev/stdout; exit 1')
+    manifest = (folder / "module.toml").read_text()
+    (folder / "module.toml").write_text(manifest.replace("[run]", '[run]\nuser = "nobody"'))
+    nexus.start()
+    home = pwd.getpwnam("nobody").pw_dir
+    told = until_health(nexus, "a/one", "unhealthy")["health_reasons"][0]
+    assert told.startswith(f"exec check ./check: exit status 1, nobody {home}, ")
 
 
 def test_an_exec_check_that_hangs_is_killed_with_all_that_it_started(nexus: Nexus) -> None:
