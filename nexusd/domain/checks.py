@@ -31,6 +31,7 @@ class Plan(Struct, frozen=True):
     failures: int = 3
     successes: int = 1
     ready_by_gate: bool = False  # whether passing makes it ready, with no word of its own
+    grace_s: float = 0.0  # since it became ready; before that no first verdict is a bad one
 
 
 NO_CHECKS = Plan()
@@ -73,18 +74,22 @@ def plan_of(manifest: Manifest) -> Plan:
     by_gate = manifest.run.ready == "health"
     gate = Purpose.STARTUP if Purpose.STARTUP in checks else Purpose.READINESS if by_gate else None
     lasting = tuple(purpose for purpose in checks if purpose is not Purpose.STARTUP)
-    return Plan(gate, lasting, checks, health.failures, health.successes, by_gate)
+    grace_s = (
+        health.failures - 1
+    ) * health.interval  # it is asked more often at first: that is no reason to hurry
+    return Plan(gate, lasting, checks, health.failures, health.successes, by_gate, grace_s)
 
 
-def counted(tally: Tally, said: Said, plan: Plan) -> Tally:
-    """The tally with one check more; the very same when that changed nothing."""
-    after = _failed(tally, said, plan) if said.word == "unhealthy" else _passed(tally, said, plan)
+def counted(tally: Tally, said: Said, plan: Plan, age_s: float) -> Tally:
+    """The tally with one check more, of a replica that is ready for so long; the same one if nothing changed."""
+    after = _failed(tally, said, plan, age_s) if said.word == "unhealthy" else _passed(tally, said, plan)
     return tally if after == tally else after
 
 
-def _failed(tally: Tally, said: Said, plan: Plan) -> Tally:
+def _failed(tally: Tally, said: Said, plan: Plan, age_s: float) -> Tally:
     failures = tally.failures + 1
-    verdict = "unhealthy" if failures >= plan.failures else tally.verdict
+    is_too_early = tally.verdict is None and age_s < plan.grace_s
+    verdict = "unhealthy" if failures >= plan.failures and not is_too_early else tally.verdict
     return Tally(verdict, failures, 0, _short(said.reason or "it failed"))
 
 

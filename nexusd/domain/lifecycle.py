@@ -402,7 +402,7 @@ def _checked_at_start(replica: Replica, event: Event, policy: Policy, moment: Mo
     assert isinstance(event, Checked)
     if event.purpose is not policy.checks.gate:
         return replica, ()
-    return _begin_if_ready(_tallied(replica, event, policy), policy, moment), ()
+    return _begin_if_ready(_tallied(replica, event, policy, moment), policy, moment), ()
 
 
 def _begin_if_ready(replica: Replica, policy: Policy, moment: Moment) -> Replica:
@@ -445,7 +445,7 @@ def _checked(replica: Replica, event: Event, policy: Policy, moment: Moment) -> 
     assert isinstance(event, Checked)
     if event.purpose not in policy.checks.lasting:
         return replica, ()
-    tallied = _tallied(replica, event, policy)
+    tallied = _tallied(replica, event, policy, moment)
     if tallied is replica:
         return replica, ()
     objection = checks.objection(policy.checks, tallied.checks)
@@ -455,9 +455,9 @@ def _checked(replica: Replica, event: Event, policy: Policy, moment: Moment) -> 
     return replace(tallied, reason=objection), ()
 
 
-def _tallied(replica: Replica, event: Checked, policy: Policy) -> Replica:
+def _tallied(replica: Replica, event: Checked, policy: Policy, moment: Moment) -> Replica:
     before = replica.checks.get(event.purpose, Tally())
-    after = checks.counted(before, event.said, policy.checks)
+    after = checks.counted(before, event.said, policy.checks, moment.now - replica.since)
     return replica if after is before else replace(replica, checks={**replica.checks, event.purpose: after})
 
 

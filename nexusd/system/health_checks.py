@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from nexusd.domain.checks import NO_CHECKS, Plan, Purpose, Said, plan_of
+from nexusd.domain.checks import NO_CHECKS, Plan, Purpose, Said, Tally, plan_of
 from nexusd.domain.fleet import Fleet, FleetEvent, Module, News
 from nexusd.domain.lifecycle import Checked, Replica, Starting, purposes
 from nexusd.domain.manifest_sections import Check
@@ -20,8 +20,8 @@ from nexusd.system.asking import Asking
 
 MOST_AT_ONCE = 64
 MOST_PROGRAMS = 16  # at once: each is a process
-SOON_S = 1.0  # within this time a replica that has just become ready is asked first
-EAGER_S = (0.05, 0.1, 0.2, 0.4, 0.8)  # between the checks of one that gets ready, then SOON_S
+EAGER_S = (0.05, 0.1, 0.2, 0.4, 0.8)  # before and between the first checks of a run
+SOON_S = 1.0  # between the next, as long as there is no verdict
 SPREAD = 0.05  # share of an interval by which it varies
 
 log = logging.getLogger("nexusd.health")
@@ -35,6 +35,7 @@ class _Watch:
     module_id: str
     key: tuple[int, int]
     rounds: int = 0
+    is_placed: bool = False  # whether it has its place in the interval
     timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None
     seen: dict[Purpose, Seen] = field(default_factory=dict)
@@ -77,15 +78,14 @@ class HealthChecks:
         for run, replica in due.items():
             if module is not None and run not in watches:
                 watches[run] = _Watch(run, module_id, replica.key)
-                self._set(
-                    watches[run],
-                    _first_delay_s(replica, _plan(module, replica), _interval_s(module, replica)),
-                )
+                self._set_next(watches[run], module, replica)
         if not watches:
             del self._watches[module_id]
 
-    def _set(self, watch: _Watch, delay_s: float) -> None:
-        watch.timer = asyncio.get_running_loop().call_later(delay_s, self._begin, watch)
+    def _set_next(self, watch: _Watch, module: Module, replica: Replica, took_s: float = 0.0) -> None:
+        interval_s = module.definition_of(replica).manifest.health.interval
+        delay_s = _delay_s(watch, replica, _plan(module, replica), interval_s)
+        watch.timer = asyncio.get_running_loop().call_later(max(0.0, delay_s - took_s), self._begin, watch)
 
     def _begin(self, watch: _Watch) -> None:
         watch.timer = None
@@ -101,10 +101,7 @@ class HealthChecks:
         watch.task = None
         watch.rounds += 1
         if watch.run in self._watches.get(watch.module_id, {}):
-            module, replica = self._found(watch)
-            took_s = time.monotonic() - began
-            delay_s = _next_delay_s(watch, replica, _plan(module, replica), _interval_s(module, replica))
-            self._set(watch, max(0.0, delay_s - took_s))
+            self._set_next(watch, *self._found(watch), took_s=time.monotonic() - began)
 
     async def _ask_for_each(self, watch: _Watch) -> None:
         answers: dict[str, Said | None] = {}
@@ -150,28 +147,23 @@ def _plan(module: Module, replica: Replica) -> Plan:
     return plan_of(module.definition_of(replica).manifest)
 
 
-def _interval_s(module: Module, replica: Replica) -> float:
-    return module.definition_of(replica).manifest.health.interval
+def _delay_s(watch: _Watch, replica: Replica, plan: Plan, interval_s: float) -> float:
+    """Until the next round: soon as long as no verdict is known, then at a place in the interval drawn by lot.
+
+    So those that became ready together part, and those that a former nexusd has checked do not begin together.
+    """
+    if not _is_settled(replica, plan):
+        eager_s = EAGER_S[watch.rounds] if watch.rounds < len(EAGER_S) else SOON_S
+        return min(eager_s, interval_s) * random.uniform(0.5, 1)
+    if not watch.is_placed:
+        watch.is_placed = True
+        return random.uniform(0, interval_s)
+    return interval_s * random.uniform(1 - SPREAD, 1 + SPREAD)
 
 
-def _first_delay_s(replica: Replica, plan: Plan, interval_s: float) -> float:
-    """Soon for a run that began just now; anywhere in its interval for one that a former nexusd checked."""
-    if isinstance(replica.state, Starting):
-        return random.uniform(0, min(EAGER_S[0], interval_s))
-    is_known = all(purpose in replica.checks for purpose in plan.lasting)
-    return random.uniform(0, interval_s if is_known else min(SOON_S, interval_s))
-
-
-def _next_delay_s(watch: _Watch, replica: Replica, plan: Plan, interval_s: float) -> float:
-    """From the beginning of a round to that of the next."""
-    if isinstance(replica.state, Starting):
-        eager_s = EAGER_S[watch.rounds - 1] if watch.rounds <= len(EAGER_S) else SOON_S
-        return min(eager_s, interval_s)
-    if not all(purpose in replica.checks for purpose in plan.lasting):  # it was starting a moment ago
-        return random.uniform(0, min(SOON_S, interval_s))
-    # The second place in the schedule is drawn by lot: those who became ready together part there.
-    spread = 0.5 if watch.rounds == 1 else SPREAD
-    return interval_s * random.uniform(1 - spread, 1 + (0 if watch.rounds == 1 else spread))
+def _is_settled(replica: Replica, plan: Plan) -> bool:
+    verdicts = (replica.checks.get(purpose, Tally()).verdict for purpose in plan.lasting)
+    return not isinstance(replica.state, Starting) and None not in verdicts
 
 
 def _stop(watch: _Watch) -> None:

@@ -60,6 +60,7 @@ def test_a_module_without_checks_has_the_one_plan_of_all_such_modules():
 
 # Counting
 
+OLD_S = 1000.0
 THREE_TWO = Plan(failures=3, successes=2)
 
 
@@ -90,22 +91,22 @@ THREE_TWO = Plan(failures=3, successes=2)
 def test_a_verdict_falls_and_changes_after_several_in_a_row(story, verdict):
     tally = Tally()
     for mark in story:
-        tally = counted(tally, {"+": GOOD, "-": BAD, "o": POOR}[mark], THREE_TWO)
+        tally = counted(tally, {"+": GOOD, "-": BAD, "o": POOR}[mark], THREE_TWO, OLD_S)
     assert tally.verdict == verdict
 
 
 def test_what_changes_nothing_is_the_very_same_tally():
     """So that a module which is well costs nothing, however often it is asked."""
-    tally = counted(Tally(), GOOD, Plan())
-    assert counted(tally, GOOD, Plan()) is tally
-    assert counted(counted(tally, BAD, Plan()), GOOD, Plan()) == tally
+    tally = counted(Tally(), GOOD, Plan(), OLD_S)
+    assert counted(tally, GOOD, Plan(), OLD_S) is tally
+    assert counted(counted(tally, BAD, Plan(), OLD_S), GOOD, Plan(), OLD_S) == tally
 
 
 @given(st.lists(st.sampled_from([GOOD, BAD, POOR])), st.integers(1, 4), st.integers(1, 4))
 def test_whatever_comes_the_last_run_of_equals_decides(said, failures, successes):
     tally = Tally()
     for one in said:
-        tally = counted(tally, one, Plan(failures=failures, successes=successes))
+        tally = counted(tally, one, Plan(failures=failures, successes=successes), OLD_S)
     at_the_end = 0
     for one in reversed(said):
         if (one.word == "unhealthy") is not (said[-1].word == "unhealthy"):
@@ -120,7 +121,7 @@ def test_whatever_comes_the_last_run_of_equals_decides(said, failures, successes
 
 
 def test_a_reason_is_one_short_line_whatever_a_server_says():
-    tally = counted(Tally(), Said("unhealthy", "\x1b[2Jx\r\n" + "y" * 9999), Plan())
+    tally = counted(Tally(), Said("unhealthy", "\x1b[2Jx\r\n" + "y" * 9999), Plan(), OLD_S)
     assert (
         tally.reason is not None and tally.reason.isprintable() and len(tally.reason) == checks.LONGEST_REASON
     )
@@ -145,7 +146,7 @@ def test_a_check_is_described_without_what_may_be_a_secret(check, words):
 
 def test_what_is_remembered_of_a_check_is_bounded_however_long_its_address():
     check = Check(http="http://127.0.0.1/" + "x" * 100_000)
-    tally = counted(Tally(), Said("unhealthy", "y" * 100_000), Plan())
+    tally = counted(Tally(), Said("unhealthy", "y" * 100_000), Plan(), OLD_S)
     told = checks.complaint(
         Plan(checks={Purpose.LIVENESS: check}), Purpose.LIVENESS, replace(tally, failures=3)
     )
@@ -281,6 +282,23 @@ def test_liveness_that_fails_again_and_again_is_given_up_within_the_same_bounds_
     )
 
 
+def test_liveness_is_patient_with_a_replica_that_has_just_begun():
+    """At first it is asked more often than its interval says: that must not make it fail the sooner."""
+    fleet = Checked(health={"liveness": CONTROL, "failures": 3, "interval": 10})
+    fleet.ready(ECHO)
+    assert fleet.say("liveness", *[BAD] * 20) == []
+    assert fleet.health == ("degraded", ("liveness control check: connection refused, 20 times in a row",))
+    fleet.pass_time(20)
+    assert fleet.say("liveness", BAD) == [f"SIGTERM {ECHO}#0"]
+
+
+def test_a_verdict_once_known_has_no_such_patience():
+    fleet = Checked(health={"liveness": CONTROL, "failures": 3, "interval": 10})
+    fleet.ready(ECHO)
+    fleet.say("liveness", GOOD)
+    assert fleet.say("liveness", BAD, BAD, BAD) == [f"SIGTERM {ECHO}#0"]
+
+
 def test_a_stop_during_a_liveness_restart_is_a_stop():
     fleet = Checked(health={"liveness": CONTROL, "failures": 1})
     fleet.ready(ECHO)
@@ -349,11 +367,13 @@ def test_the_old_generation_goes_when_the_new_one_is_ready_and_every_check_of_it
 
 
 def test_a_new_generation_that_is_ready_and_unhealthy_goes_and_the_old_one_stays():
-    fleet = reloading(readiness=CONTROL, failures=2)
+    fleet = reloading(readiness=CONTROL, failures=2, interval=10)
     fleet.ready(ECHO, generation=2)
-    assert fleet.say("readiness", BAD, BAD, generation=2) == [f"SIGTERM {ECHO}#0"]
+    assert fleet.say("readiness", BAD, BAD, generation=2) == []
+    fleet.pass_time(10)
+    assert fleet.say("readiness", BAD, generation=2) == [f"SIGTERM {ECHO}#0"]
     assert fleet.it.refused is not None
-    assert fleet.it.refused.reason == "control check: connection refused, 2 times in a row"
+    assert fleet.it.refused.reason == "control check: connection refused, 3 times in a row"
     fleet.exits(ECHO, CLEAN, generation=2)
     assert (fleet.state(ECHO), fleet.it.generation) == ("started", 1)
 
