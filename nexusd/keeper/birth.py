@@ -193,7 +193,7 @@ def _change_user(user: dict[str, Any] | None) -> None:
 
 
 def _die_with_parent() -> None:
-    """After the change of user, which would clear it (prctl(2)). A keeper that is dead by now opens no gate."""
+    """After a change of user, which clears it (prctl(2)). One that lost its keeper just before, the next ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
