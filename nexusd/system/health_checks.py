@@ -15,6 +15,7 @@ from nexusd.domain.checks import NO_CHECKS, Plan, Purpose, Said, Tally, plan_of
 from nexusd.domain.fleet import Fleet, FleetEvent, Module, News
 from nexusd.domain.lifecycle import Checked, Replica, Starting, purposes
 from nexusd.domain.manifest_sections import Check
+from nexusd.domain.settings import without_secrets
 from nexusd.ports import Seen
 from nexusd.system.asking import Asking
 
@@ -124,11 +125,20 @@ class HealthChecks:
         """The time-out begins when its turn has come."""
         timeout_s = module.definition_of(replica).manifest.health.timeout
         async with self._programs if check.exec is not None else self._sockets:
-            return await self._asking.ask(check, replica, module, timeout_s)
+            said = await self._asking.ask(check, replica, module, timeout_s)
+        return None if said is None else _without_secrets(said, module, replica)
 
     def _found(self, watch: _Watch) -> tuple[Module, Replica]:
         module = self._fleet().modules[watch.module_id]
         return module, next(one for one in module.replicas if one.run == watch.run)
+
+
+def _without_secrets(said: Said, module: Module, replica: Replica) -> Said:
+    """The reason may be a module's, a server's or a program's own words, and what they know they may repeat."""
+    if said.reason is None:
+        return said
+    manifest = module.definition_of(replica).manifest
+    return Said(said.word, without_secrets(manifest, module.configured, said.reason))
 
 
 def _due(module: Module) -> dict[str, Replica]:

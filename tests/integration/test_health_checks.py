@@ -193,6 +193,19 @@ def test_what_could_not_be_asked_counts_for_nothing_and_is_asked_again() -> None
     story(work)
 
 
+def test_a_secret_that_a_check_repeats_is_masked_in_its_reason() -> None:
+    async def work() -> None:
+        secret = {"type": "str", "default": "s3cret-token", "secret": True}
+        stage = Stage(checked(config={"token": secret}))
+        stage.asking.said = Said("degraded", "login with s3cret-token was refused")
+        stage.run(ECHO)
+        await stage.asking.until(lambda: stage.tally(Purpose.READINESS).verdict == "degraded")
+        reason = stage.tally(Purpose.READINESS).reason or ""
+        assert reason.startswith("login with ") and "s3cret" not in reason
+
+    story(work)
+
+
 def test_a_check_that_breaks_is_logged_and_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         stage = Stage(checked(), checked(BUS))
