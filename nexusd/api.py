@@ -86,6 +86,7 @@ def _sources(parts: Parts, connections: Callable[[], int]) -> Sources:
         parts.control_path,
         connections,
         lambda: parts.audit.lines,
+        parts.identity.most_unhealthy,
     )
 
 

@@ -38,8 +38,8 @@ from nexusd.system.configs import ConfigFiles
 from nexusd.system.control import ControlSockets
 from nexusd.system.events import KEPT, EventLog
 from nexusd.system.figures import Figures
-from nexusd.system.http import HttpServer
 from nexusd.system.health_checks import HealthChecks
+from nexusd.system.http import HttpServer
 from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.logs import LogFolder
 from nexusd.system.processes import ReplicaProcesses

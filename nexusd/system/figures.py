@@ -105,4 +105,5 @@ class Sources:
     log_path: Callable[[str], str]
     control_path: Callable[[str], str]
     connections: Callable[[], int]
-    audit_lines: Callable[[], int] | None = None
+    audit_lines: Callable[[], int]
+    most_unhealthy: Callable[[], float]  # share of modules, at which the daemon still counts as ready

@@ -34,7 +34,7 @@ class Scrapes:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
         self._questions = ModuleQuestions()
         self._modules = ModuleWriter(sources.log_path)
-        self._judged: tuple[Fleet | None, bool] = None, True
+        self._judged: tuple[Fleet | None, float, bool] = None, 0.0, True
         self._errors: Counter[tuple[str, str]] = Counter()
         self._under_way: dict[tuple[str, str | None], asyncio.Task[bytes]] = {}
 
@@ -74,7 +74,7 @@ class Scrapes:
             written,
             sources.keeper.connected,
             sources.connections(),
-            sources.audit_lines() if sources.audit_lines else None,
+            sources.audit_lines(),
             Counter(self._errors),
         )
 
@@ -94,9 +94,10 @@ class Scrapes:
 
     def _is_ready(self, fleet: Fleet) -> bool:
         """Looked at again when anything has changed."""
-        if fleet is not self._judged[0]:
-            self._judged = fleet, health.readiness(fleet.modules.values()).ready
-        return self._judged[1]
+        share = self._sources.most_unhealthy()
+        if fleet is not self._judged[0] or share != self._judged[1]:
+            self._judged = fleet, share, health.readiness(fleet.modules.values(), share).ready
+        return self._judged[2]
 
     def _targets(self, modules: Iterable[Module]) -> list[Target]:
         return [

@@ -55,6 +55,7 @@ class House:
                 control_path=lambda _: str(control),
                 connections=lambda: 0,
                 audit_lines=lambda: 12,
+                most_unhealthy=lambda: 0.2,
             )
         )
 
