@@ -11,7 +11,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import audit, crash, idle, logs, modules, nexusctl, probes, programs, reload, startup, status
+from bench import (
+    audit,
+    crash,
+    idle,
+    logs,
+    modules,
+    nexusctl,
+    probes,
+    programs,
+    reload,
+    scrape,
+    startup,
+    status,
+)
 from bench.processes import slowness
 from bench.rows import HEAD, Row, lines
 
@@ -27,6 +40,7 @@ MEASURES: dict[str, Callable[[], list[Row]]] = {
     "logs": logs.measure,
     "audit": audit.measure,
     "reload": reload.measure,
+    "scrape": scrape.measure,
 }
 
 

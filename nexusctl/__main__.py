@@ -1,6 +1,6 @@
-"""The entry of nexusctl: a plain `status` is answered at once, all else goes to cli.py.
+"""The entry of nexusctl: a plain `status` or `health` is answered at once, all else goes to cli.py.
 
-Importing click takes longer than asking the daemon, and monitoring asks for the status every few seconds.
+Importing click takes longer than asking the daemon, and monitoring asks every few seconds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import sys
 
 from nexusctl.exits import INTERRUPTED, PIPE_CLOSED
+from nexusctl.health import show_health
 from nexusctl.invocation import Invocation, guarded
 from nexusctl.output import FORMATS
 from nexusctl.status import show_status
@@ -18,27 +19,52 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 OPTIONS = {"--socket": "socket", "-o": "output", "--output": "output"}
+HEALTH_OPTIONS = {**OPTIONS, "--timeout": "timeout"}
+FLAGS = {"-v": "verbose", "--verbose": "verbose", "--perfdata": "perfdata"}
 
 
 def plain_status(arguments: list[str]) -> tuple[dict[str, str], list[str]] | None:
     """The options and the modules of a plain `status`; None for whatever click had better read."""
+    plain = plain_options(arguments, OPTIONS)
+    return (plain[0], plain[1][1:]) if plain is not None and plain[1][:1] == ["status"] else None
+
+
+def plain_options(arguments: list[str], known: dict[str, str]) -> tuple[dict[str, str], list[str]] | None:
+    """Options, each with its value, and words; None where there is anything else."""
     options: dict[str, str] = {}
     words: list[str] = []
     rest = iter(arguments)
     for word in rest:
-        if word in OPTIONS:
-            options[OPTIONS[word]] = next(rest, "")
+        if word in known:
+            options[known[word]] = next(rest, "")
         elif word.startswith("-") or not word:
             return None
         else:
             words.append(word)
-    known = options.get("output", "table") in FORMATS and options.get("socket") != ""
-    if words[:1] != ["status"] or not known or "_NEXUSCTL_COMPLETE" in os.environ:
+    is_sound = options.get("output", "table") in FORMATS and options.get("socket") != ""
+    return (options, words) if is_sound and "_NEXUSCTL_COMPLETE" not in os.environ else None
+
+
+def plain_health(arguments: list[str]) -> tuple[dict[str, str], set[str]] | None:
+    """The options and flags of a plain `health`; None for whatever click had better read."""
+    flags = {FLAGS[word] for word in arguments if word in FLAGS}
+    plain = plain_options([word for word in arguments if word not in FLAGS], HEALTH_OPTIONS)
+    if plain is None or plain[1] != ["health"]:
         return None
-    return options, words[1:]
+    try:
+        is_time = float(plain[0].get("timeout", "1")) > 0
+    except ValueError:
+        return None
+    return (plain[0], flags) if is_time else None
 
 
 def run(arguments: list[str]) -> int:
+    health = plain_health(arguments)
+    if health is not None:
+        options, flags = health
+        timeout = float(options["timeout"]) if "timeout" in options else None
+        invocation = Invocation(options.get("socket"), options.get("output", "table"), timeout)
+        return guarded(invocation, show_health, "verbose" in flags, "perfdata" in flags)
     plain = plain_status(arguments)
     if plain is not None:
         options, modules = plain

@@ -6,10 +6,25 @@ import sys
 
 import click
 
-from nexusctl.commands import aeon, audit, chaos, config, daemon, lifecycle, new, rpc, status, upkeep, watch
+from nexusctl.commands import (
+    aeon,
+    audit,
+    chaos,
+    config,
+    daemon,
+    health,
+    lifecycle,
+    metrics,
+    new,
+    rpc,
+    status,
+    upkeep,
+    watch,
+)
 from nexusctl.commands.names import Commands
 from nexusctl.commands.options import shared_options
 from nexusctl.exits import INTERRUPTED, MEANINGS, USAGE
+from nexusctl.health import UNKNOWN
 
 VERSION = "2.0.0"  # of the whole project; a test holds it equal to nexusd's
 
@@ -37,6 +52,7 @@ def nexusctl(**_: object) -> None:
 
 for command in (
     status.status,
+    health.health,
     lifecycle.start,
     lifecycle.stop,
     lifecycle.restart,
@@ -47,6 +63,7 @@ for command in (
     watch.logs,
     watch.events,
     audit.audit,
+    metrics.metrics,
     status.modules,
     chaos.chaos,
     new.check,
@@ -68,7 +85,9 @@ def run_command(arguments: list[str]) -> int:
         print(f"nexusctl: {error.format_message()}", file=sys.stderr)
         if isinstance(error, click.UsageError):
             print(f"next: {error.ctx.command_path if error.ctx else 'nexusctl'} --help", file=sys.stderr)
-        return USAGE
+        # What reads the status of `health` would take USAGE for CRITICAL.
+        context = getattr(error, "ctx", None)
+        return UNKNOWN if context is not None and context.info_name == "health" else USAGE
     except click.Abort:
         return INTERRUPTED
     return status if isinstance(status, int) else 0

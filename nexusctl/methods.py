@@ -219,6 +219,11 @@ class Methods:
         )
         return result
 
+    def get_metrics(self, module_id: str | None = None) -> dict[str, Any]:
+        """Metrics in Prometheus's text format, of all or of one module."""
+        result: dict[str, Any] = self.request("get_metrics", {}, module_id=module_id)
+        return result
+
 
 class AsyncMethods:
     """`request` is the client's own; a parameter that is None is not sent."""
@@ -414,4 +419,9 @@ class AsyncMethods:
         result: dict[str, Any] = await self.request(
             "trigger_healing", {}, module_id=module_id, wait=wait, timeout=timeout
         )
+        return result
+
+    async def get_metrics(self, module_id: str | None = None) -> dict[str, Any]:
+        """Metrics in Prometheus's text format, of all or of one module."""
+        result: dict[str, Any] = await self.request("get_metrics", {}, module_id=module_id)
         return result

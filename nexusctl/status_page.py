@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 HEADING = ("MODULE", "STATE", "HEALTH", "REPLICAS", "UPTIME", "RESTARTS")
 RIGHT = frozenset({3, 5})
+MOST_WELL = 3  # of so many replicas good checks are shown, too
 LONGEST_EXIT = 32  # a longer description is a sentence, and has a line of its own
 
 
@@ -87,6 +88,7 @@ def _facts(detail: Item, now: float) -> list[tuple[str, Any]]:
     facts = [
         ("reason", clean(detail.get("reason") or "")),
         ("health", _health_reasons(detail)),
+        ("checks", _check_lines(detail, now)),
         ("reload", _reload_lines(detail, now)),
         ("since", f"{moment(since)} ({span(now - since)})" if since else ""),
         ("version", clean(version)),
@@ -108,6 +110,27 @@ def _health_reasons(detail: Item) -> list[str]:
     known = clean(detail.get("reason") or "")
     reasons = map(clean, detail.get("health_reasons") or [])
     return [one for one in reasons if one != detail["state"] and not _says_the_same(one, known)]
+
+
+def _check_lines(detail: Item, now: float) -> list[str]:
+    """What each check of each replica said last; of many replicas only what is not well."""
+    replicas = detail.get("instances") or []
+    told = []
+    for one in replicas:
+        for check in one.get("checks") or []:
+            if len(replicas) <= MOST_WELL or check["verdict"] != "healthy":
+                place = f"#{one['index']} " if len(replicas) > 1 else ""
+                told.append(f"{place}{_check_line(check, now)}")
+    return told
+
+
+def _check_line(check: Item, now: float) -> str:
+    """`readiness, http check http://…: unhealthy, connection refused, 3 times in a row, 2s ago`"""
+    often = f"{check['failures']} times in a row" if check["failures"] > 1 else ""
+    when = f"{span(now - check['at'])} ago" if check["at"] else ""
+    word = check["result"] or check["verdict"] or "not asked yet"
+    said = (clean(word), clean(check["reason"] or ""), often, when)
+    return f"{check['purpose']}, {clean(check['check'])}: {', '.join(filter(None, said))}"
 
 
 def _says_the_same(one: str, other: str) -> bool:

@@ -163,7 +163,7 @@ class Catalogue:
 
 
 def judged(found: list[Found], context: SecurityContext) -> list[Found]:
-    """What was found, with the faults that no manifest shows by itself: circles, permissions, what is not done yet."""
+    """What was found, with the faults that no manifest shows by itself: circles, permissions."""
     return [_fit_to_load(one, context) for one in _without_cycles(found)]
 
 
@@ -177,8 +177,6 @@ def _fit_to_load(found: Found, context: SecurityContext) -> Found:
     if missing:
         holder = f"permissions that {context.principal} holds"
         faults.append(Fault(file, "permissions", holder, ", ".join(missing)))
-    if manifest.run.ready == "health":  # never ready would be the alternative: checks are not run yet
-        faults.append(Fault(file, "run.ready", '"notify" or "started" in this version', '"health"'))
     return replace(found, definition=None, faults=tuple(faults)) if faults else found
 
 
@@ -187,14 +185,6 @@ def _without_effect(definition: Definition | None) -> Iterator[str]:
     if definition is None:
         return
     manifest = definition.manifest
-    checks = (
-        manifest.health.check,
-        manifest.health.startup,
-        manifest.health.liveness,
-        manifest.health.readiness,
-    )
-    if any(check is not None for check in checks):
-        yield "[health] check"
     if manifest.log.target == "journal":
         yield '[log] target = "journal"'
 

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from nexusd.domain.access import Grants
+from nexusd.domain.addresses import parse_host_port
 from nexusd.domain.decoding import prepare
 from nexusd.domain.fields import Fault, Reading
+from nexusd.domain.health import MOST_UNHEALTHY
 from nexusd.domain.units import Size, parse_unit
 
 LogFormat = Literal["text", "json", "journal"]
@@ -21,6 +23,8 @@ _Roles = Annotated[
     dict[str, tuple[str, ...]], msgspec.Meta(title="a table of names, each with a list of names")
 ]
 
+_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+_LISTEN = rf"^(off|(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):{_PORT})\Z"
 _Count = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 
 
@@ -36,7 +40,20 @@ class Access(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    listen: str = "127.0.0.1:9090"
+    """Where Prometheus finds its page."""
+
+    listen: Annotated[str, msgspec.Meta(pattern=_LISTEN, title='"HOST:PORT" or "off"')] = "127.0.0.1:9090"
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port; None where none is wanted."""
+        return None if self.listen == "off" else parse_host_port(self.listen, lowest=0)
+
+
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When the daemon counts as ready: every critical module is healthy, and at most this share of all is not."""
+
+    most_unhealthy: Annotated[float, msgspec.Meta(ge=0, le=1)] = MOST_UNHEALTHY
 
 
 class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +87,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_format: LogFormat | None = None
     access: Access = Access()
     api: Api = Api()
+    health: Health = Health()
     metrics: Metrics = Metrics()
     audit: Audit = Audit()
 
@@ -109,6 +127,7 @@ class Config:
     log_format: LogFormat
     access: Access
     api: Api
+    health: Health
     metrics: Metrics
     audit: Audit
 
@@ -179,6 +198,7 @@ def read_config(options: Options, environment: Mapping[str, str], uid: int) -> C
         log_format=options.log_format or file.log_format or "text",
         access=file.access,
         api=file.api,
+        health=file.health,
         metrics=file.metrics,
         audit=file.audit,
     )

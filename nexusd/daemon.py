@@ -31,12 +31,16 @@ from nexusd.rpc import endpoint
 from nexusd.rpc.door import Door, Params
 from nexusd.rpc.identity import Identity
 from nexusd.supervisor import Supervisor
+from nexusd.system.asking import Asking
 from nexusd.system.audit import AuditLog
-from nexusd.system.clock import LoopClock
+from nexusd.system.clock import LoopClock, LoopLag
 from nexusd.system.configs import ConfigFiles
 from nexusd.system.control import ControlSockets
 from nexusd.system.copies import CodeCopies
 from nexusd.system.events import KEPT, EventLog
+from nexusd.system.figures import Figures
+from nexusd.system.health_checks import HealthChecks
+from nexusd.system.http import HttpServer
 from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.logs import LogFolder
 from nexusd.system.processes import ReplicaProcesses
@@ -58,6 +62,7 @@ class UniversalDaemon:
         self.security_context = security_context or SecurityContext()
         self.config = config or read_config(Options(), os.environ, os.getuid())
         self.exit_status = 0
+        self._most_unhealthy = self.config.health.most_unhealthy
         self._started_at = time.monotonic()
         self._leaving = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -116,9 +121,19 @@ class UniversalDaemon:
         self._clock = LoopClock(lambda: self.supervisor.expire_deadlines())
         self.supervisor = Supervisor(self._processes, self._clock, self._gave_up)
         self.supervisor.observers.append(self._events.observe)
+        self._web = HttpServer()
+        self._figures = Figures()
+        self.supervisor.observers.append(self._figures.observe)
+        self._keeper.on_pong = self._figures.took_round_trip
+        self._lag = LoopLag(self._figures.lagged)
         self._news = KeeperNews(
             self._processes, self.supervisor.handle, lambda: self.supervisor.fleet, self._events.add
         )
+        self._control = ControlSockets(self._processes.socket_path)
+        self._checks = HealthChecks(
+            Asking(self._control, self._processes), self.supervisor.handle, lambda: self.supervisor.fleet
+        )
+        self.supervisor.observers.append(self._checks.observe)
         self._catalogue = Catalogue(
             config.modules,
             self.supervisor,
@@ -131,7 +146,7 @@ class UniversalDaemon:
         self._operations = Operations(
             self.supervisor,
             self._store,
-            ControlSockets(self._processes.socket_path),
+            self._control,
             self._logs,
             self._configs,
             self._catalogue.reread,
@@ -172,9 +187,10 @@ class UniversalDaemon:
             self.security_context,
             lambda: self._grants,
             lambda: {"pid": self._keeper.pid, "connected": self._keeper.connected},
-            lambda: [*self._warnings, *self._keeper.troubles, *self._audit.troubles],
+            self._all_warnings,
             lambda: self._catalogue.paths,
             lambda: self._is_running,
+            lambda: self._most_unhealthy,
         )
 
     async def discover_and_load_modules(
@@ -217,6 +233,9 @@ class UniversalDaemon:
         self._server = await self._door.server()
         await self._server.serve_bound(bound)
         self._is_running = True
+        self._lag.start()
+        if config.metrics.address is not None:
+            self._web.open(*config.metrics.address)
         log.info(
             "nexusd %s serves %s, %d modules",
             __version__,
@@ -246,9 +265,14 @@ class UniversalDaemon:
                 self._identity(),
                 self._logs,
                 self._events,
+                self._checks,
                 lambda caller, wish: self._allow(caller, wish),
                 self._leaving.is_set,
                 self._audit,
+                self._web,
+                self._figures,
+                self._keeper,
+                lambda run: self._processes.socket_path(run, "control"),
             ),
             self.config.api,
             audits_reads=self.config.audit.reads,
@@ -270,7 +294,7 @@ class UniversalDaemon:
             raise ShuttingDown("nexusd is shutting down")
 
     def _reload_config(self) -> None:
-        """Who may do what. Folders and sockets stay as they are until the next start."""
+        """Who may do what, and what counts as ready. Folders and sockets stay as they are until the next start."""
         try:
             fresh = read_config(Options(config=self.config.config_path), os.environ, os.getuid())
         except InvalidConfig as error:
@@ -281,6 +305,7 @@ class UniversalDaemon:
                 "the configuration has faults, the one in force stays", reason=reason
             ) from error
         self._warnings.clear()
+        self._most_unhealthy = fresh.health.most_unhealthy
         self._grant(fresh)
 
     # Callers in this process
@@ -341,6 +366,9 @@ class UniversalDaemon:
         await self.supervisor.until(ids, _nothing_runs, None)
 
     async def _close(self) -> None:
+        self._lag.stop()
+        self._web.close()
+        self._checks.close()
         await self._server.close()
         await self._door.close()
         self._is_running = False
@@ -361,6 +389,10 @@ class UniversalDaemon:
             log.error("%s has failed for good, and nexusd is not to go on without it", module_id)
             self.exit_status = EXIT_GAVE_UP
             self.shut_down()
+
+    def _all_warnings(self) -> list[str]:
+        web = [self._web.trouble] if self._web.trouble else []
+        return [*self._warnings, *self._keeper.troubles, *self._audit.troubles, *web]
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)

@@ -9,9 +9,10 @@ from typing import Any
 from msgspec.structs import asdict
 
 from nexusd.domain import lifecycle
+from nexusd.domain.checks import NO_CHECKS, plan_of
 from nexusd.domain.fleet import Fleet, Module, ModuleState, Renewal, Want
 from nexusd.domain.graph import closure
-from nexusd.domain.health import Health, health_of, statistics
+from nexusd.domain.health import Health, health_of, health_of_replica, statistics
 from nexusd.domain.lifecycle import Replica
 from nexusd.reach import Patience, Reach
 from nexusd.supervisor import Supervisor
@@ -31,7 +32,7 @@ class Healing:
         fleet = self._supervisor.fleet
         asked = self._asked(fleet, module_id)
         broken = [module for module in asked if can_be_healed(module)]
-        replicas = [replica.name for module in broken for replica in _to_be_renewed(module)]
+        replicas = [replica.name for module in broken for replica in _broken_replicas(module)]
         before = statistics(fleet.modules.values())
         self._renew(broken)
         ids = [module.id for module in broken]
@@ -54,12 +55,12 @@ class Healing:
         return [fleet.modules[one] for one in sorted(ids) if one in fleet.modules]
 
     def _renew(self, broken: Iterable[Module]) -> None:
-        failed = [module for module in broken if _failed_replicas(module)]
+        failed = tuple(module.id for module in broken if any(map(_has_failed, module.current)))
+        sick = [replica for module in broken for replica in module.current if _is_sick(module, replica)]
         if failed:  # together: so none is refused because of another that is healed as well
-            self._supervisor.handle(Want(tuple(module.id for module in failed), True))
-        for module in broken:
-            if not _failed_replicas(module):
-                self._supervisor.handle(Renewal(module.id))
+            self._supervisor.handle(Want(failed, True))
+        for replica in sick:
+            self._supervisor.handle(Renewal(replica.module_id, index=replica.index))
 
     async def _until_settled(self, ids: list[str], timeout_s: float) -> None:
         def is_settled(fleet: Fleet) -> bool:
@@ -108,34 +109,45 @@ def why_not(module: Module) -> str | None:
 
 
 def _is_broken(module: Module) -> bool:
-    return bool(_failed_replicas(module)) or health_of(module)[0] is Health.UNHEALTHY
+    return bool(_broken_replicas(module))
 
 
-def _failed_replicas(module: Module) -> list[Replica]:
-    """Given up on, waiting for a further try, or for what waiting alone does not bring."""
-    return [replica for replica in module.current if _has_failed(replica)]
+def _broken_replicas(module: Module) -> list[Replica]:
+    return [replica for replica in module.current if _has_failed(replica) or _is_sick(module, replica)]
+
+
+def _is_sick(module: Module, replica: Replica) -> bool:
+    """It runs, and its checks say that it is not well. One that is being stopped for it is seen to already."""
+    plan = plan_of(module.definition.manifest) if module.definition else NO_CHECKS
+    is_started = isinstance(replica.state, lifecycle.Started)
+    return is_started and health_of_replica(replica, plan)[0] is Health.UNHEALTHY
 
 
 def _has_failed(replica: Replica) -> bool:
+    """Given up on, waiting for a further try, or for what waiting alone does not bring."""
     match replica.state:
         case lifecycle.Failed() | lifecycle.Backoff() | lifecycle.Waiting(lasting=True):
             return True
     return False
 
 
-def _to_be_renewed(module: Module) -> Iterable[Replica]:
-    return _failed_replicas(module) or module.current
-
-
 def _has_settled(fleet: Fleet, module_id: str) -> bool:
-    """Started, or failed again, or held up by one that has."""
+    """Started and judged by its checks, or failed again, or held up by one that has."""
     module = fleet.modules.get(module_id)
-    if module is None or not module.wanted or module.state in (ModuleState.STARTED, ModuleState.STOPPED):
+    if module is None or not module.wanted or module.state is ModuleState.STOPPED:
         return True
+    if module.state is ModuleState.STARTED:
+        return not any(_is_unjudged(module, replica) for replica in module.current)
     if any(_has_failed(replica) or replica.history.in_a_row > 0 for replica in module.current):
         return True
     required = (fleet.modules.get(one) for one in closure(fleet.graph.requires, [module_id]))
     return any(one is None or not one.wanted or one.state in _BAD for one in required)
+
+
+def _is_unjudged(module: Module, replica: Replica) -> bool:
+    plan = plan_of(module.definition.manifest) if module.definition else NO_CHECKS
+    tallies = (replica.checks.get(purpose) for purpose in plan.lasting)
+    return any(tally is None or tally.verdict is None for tally in tallies)
 
 
 def _state_in_words(module: Module) -> str:

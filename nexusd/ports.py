@@ -1,10 +1,11 @@
 """What the supervisor and the commands need of the world, in their words. Adapters stand in `nexusd.system`."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from nexusd.domain.audit import Entry
 from nexusd.domain.chain import Verdict
+from nexusd.domain.checks import Purpose, Said
 from nexusd.domain.fleet import Fleet, Module
 from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import Definition
@@ -74,6 +75,28 @@ class Control(Protocol):
         """Raises TimedOut when it is silent, NotPossible when it has no control socket, BadValue when it refuses."""
 
 
+class Programs(Protocol):
+    """Check programs, run beside a replica as its user, in its folder and environment."""
+
+    def check(
+        self, run: str, replica: Replica, module: Module, argv: Sequence[str], timeout_s: float
+    ) -> Awaitable[Mapping[str, Any] | None]:
+        """How it ended (`probed` in nexusd/keeper/protocol.py); None: nothing is known. Raises OSError, ValueError."""
+
+
+class Seen(NamedTuple):
+    """What the last check for a purpose came to."""
+
+    at: float  # monotonic seconds
+    took_s: float
+    said: Said
+
+
+class CheckResults(Protocol):
+    def last(self, run: str) -> Mapping[Purpose, Seen]:
+        """The last check of a run for each purpose, as far as this nexusd has asked."""
+
+
 class Logs(Protocol):
     def path(self, replica_name: str) -> str: ...
 
@@ -106,6 +129,9 @@ class Configs(Protocol):
         Raises NotPossible.
         """
 
+    def path(self, definition: Definition, generation: int) -> str:
+        """The file that was named."""
+
     def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
         """Keep what each replica, by index, exported for the next generation. Raises NotPossible."""
 
@@ -118,6 +144,10 @@ class Configs(Protocol):
 
 class AuditLog(Protocol):
     """Where every command leaves its lines, each chained to the one before it."""
+
+    @property
+    def lines(self) -> int:
+        """How many were written since nexusd was started."""
 
     def begin(self, entry: Entry) -> Awaitable[int]:
         """Done when the line is safe, with its number. Raises NotPossible: then the command must not run."""
@@ -144,6 +174,13 @@ class Copies(Protocol):
 
     def tidy(self, modules: Iterable[Module]) -> None:
         """Remove the copies that none of all modules needs."""
+
+
+class MetricsPages(Protocol):
+    async def page(
+        self, accept: str = "", module_id: str | None = None, patience_s: float = 1.0
+    ) -> tuple[str, bytes]:
+        """Content type and text in the form that an Accept header asks for; patience_s: for modules to answer."""
 
 
 class Daemon(Protocol):

@@ -239,9 +239,12 @@ class FakeConfigs:
         self.handed_over: dict[str, dict[int, Any]] = {}
 
     def write(self, module: Module, definition: Definition, generation: int) -> str:
-        path = f"{module.id}.{generation}"
+        path = self.path(definition, generation)
         self.files[path] = dict(module.configured)
         return path
+
+    def path(self, definition: Definition, generation: int) -> str:
+        return f"{definition.id}.{generation}"
 
     def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
         self.handed_over[module.id] = dict(states)

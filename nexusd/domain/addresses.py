@@ -65,7 +65,8 @@ def parse_http_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname or not url.isprintable() or " " in url:
         raise ValueError(URL_EXPECTED)
-    if parts.port == 0:
+    # A password would stand in status, events and logs.
+    if parts.port == 0 or parts.username is not None:
         raise ValueError(URL_EXPECTED)
     return url
 

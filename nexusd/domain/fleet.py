@@ -367,7 +367,7 @@ class _Turn:
     # Rules
 
     def _judge_upgrade(self, module_id: str) -> None:
-        """All successors are ready: they take over. One has failed: they go, and the old ones stay."""
+        """All successors are ready and healthy: they take over. One has failed: they go, and the old ones stay."""
         module = self.modules[module_id]
         if module.upgrade is None:
             return

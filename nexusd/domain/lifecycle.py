@@ -15,9 +15,13 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from nexusd.domain import restart
+from nexusd.domain import checks, restart
+from nexusd.domain.checks import NO_CHECKS, Plan, Purpose, Tallies, Tally
 from nexusd.domain.manifest_sections import Manifest, Restart
 
+# How the reasons begin for which a replica is stopped without having been asked to.
+TOO_SLOW = "not ready within"
+SILENT = "no WATCHDOG=1 within"
 KILL_TIMEOUT_S = 10.0  # from SIGKILL until a process counts as one that cannot be killed
 
 
@@ -59,6 +63,7 @@ class Policy(Struct, frozen=True):
     stop_signal: int
     watchdog_s: float | None
     restart: Restart
+    checks: Plan = NO_CHECKS
 
 
 def policy_of(manifest: Manifest) -> Policy:
@@ -69,6 +74,7 @@ def policy_of(manifest: Manifest) -> Policy:
         signal.Signals[manifest.stop.signal],
         manifest.health.watchdog,
         manifest.restart,
+        checks.plan_of(manifest),
     )
 
 
@@ -90,6 +96,7 @@ class Starting(Struct, frozen=True, tag="starting"):
     run: str
     deadline: float
     pid: int | None = None
+    announced: bool = False  # it said READY=1; a check has yet to pass
 
 
 class Started(Struct, frozen=True, tag="started"):
@@ -181,6 +188,14 @@ class Said(Struct, frozen=True):
     text: str
 
 
+class Checked(Struct, frozen=True):
+    """A health check has come to its end."""
+
+    run: str
+    purpose: Purpose
+    said: checks.Said
+
+
 class NeverSpawned(Struct, frozen=True):
     """The wish to spawn it was lost with nexusd or the keeper."""
 
@@ -207,6 +222,7 @@ Event = (
     | Ready
     | Pinged
     | Said
+    | Checked
     | NeverSpawned
     | Exited
     | Expired
@@ -256,6 +272,7 @@ class Replica(Struct, frozen=True):
     history: History = History()
     reason: str | None = None
     status_text: str | None = None
+    checks: Tallies = {}  # of the present run
 
     @property
     def name(self) -> str:
@@ -342,7 +359,7 @@ def _terminate(replica: Replica, number: int, failure: str | None, policy: Polic
     assert isinstance(replica.state, Alive)
     run = replica.state.run
     state = Stopping(run, replica.state.pid, moment.now + policy.stop_timeout_s, failure=failure)
-    return _enter(replica, state, moment), (Terminate(run, number),)
+    return _enter(replica, state, moment, reason=failure), (Terminate(run, number),)
 
 
 # Starting
@@ -356,7 +373,7 @@ def _hold(replica: Replica, event: Event, _policy: Policy, _moment: Moment) -> S
 def _admit(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
     assert isinstance(event, Admit)
     state = Starting(event.run, moment.now + policy.start_timeout_s)
-    return _enter(replica, state, moment, status_text=None), (Spawn(event.run),)
+    return _enter(replica, state, moment, status_text=None, checks={}), (Spawn(event.run),)
 
 
 def _spawned(replica: Replica, event: Event, _policy: Policy, _moment: Moment) -> Step:
@@ -375,9 +392,30 @@ def _running(replica: Replica, event: Event, policy: Policy, moment: Moment) -> 
 
 
 def _ready(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
+    """It said so itself; where a check has to pass as well, that is awaited."""
     assert isinstance(replica.state, Starting)
+    announced = replace(replica, state=replace(replica.state, announced=True))
+    return _begin_if_ready(announced, policy, moment), ()
+
+
+def _checked_at_start(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    assert isinstance(event, Checked)
+    if event.purpose is not policy.checks.gate:
+        return replica, ()
+    return _begin_if_ready(_tallied(replica, event, policy, moment), policy, moment), ()
+
+
+def _begin_if_ready(replica: Replica, policy: Policy, moment: Moment) -> Replica:
+    assert isinstance(replica.state, Starting)
+    plan = policy.checks
+    if not (has_passed_gate(replica, plan) and (replica.state.announced or plan.ready_by_gate)):
+        return replica
     state = Started(replica.state.run, replica.state.pid, _watchdog_deadline(policy, moment))
-    return _enter(replica, state, moment, reason=None), ()
+    return _enter(replica, state, moment, reason=checks.objection(plan, replica.checks))
+
+
+def has_passed_gate(replica: Replica, plan: Plan) -> bool:
+    return plan.gate is None or replica.checks.get(plan.gate, Tally()).has_passed
 
 
 def _watchdog_deadline(policy: Policy, moment: Moment) -> float | None:
@@ -387,6 +425,40 @@ def _watchdog_deadline(policy: Policy, moment: Moment) -> float | None:
 def _pinged(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
     assert isinstance(replica.state, Started)
     return replace(replica, state=replace(replica.state, deadline=_watchdog_deadline(policy, moment))), ()
+
+
+# Checks
+
+
+def purposes(replica: Replica, plan: Plan) -> tuple[Purpose, ...]:
+    """What is to be asked of the replica now. What does not run, or is being stopped, is not asked."""
+    match replica.state:
+        case Started():
+            return plan.lasting
+        case Starting(pid=int()) if plan.gate is not None and not has_passed_gate(replica, plan):
+            return (plan.gate,)
+        case _:
+            return ()
+
+
+def _checked(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    assert isinstance(event, Checked)
+    if event.purpose not in policy.checks.lasting:
+        return replica, ()
+    tallied = _tallied(replica, event, policy, moment)
+    if tallied is replica:
+        return replica, ()
+    objection = checks.objection(policy.checks, tallied.checks)
+    liveness = tallied.checks.get(Purpose.LIVENESS)
+    if liveness is not None and liveness.verdict == "unhealthy":
+        return _terminate(_calmed(tallied, policy, moment), policy.stop_signal, objection, policy, moment)
+    return replace(tallied, reason=objection), ()
+
+
+def _tallied(replica: Replica, event: Checked, policy: Policy, moment: Moment) -> Replica:
+    before = replica.checks.get(event.purpose, Tally())
+    after = checks.counted(before, event.said, policy.checks, moment.now - replica.since)
+    return replica if after is before else replace(replica, checks={**replica.checks, event.purpose: after})
 
 
 def _said(replica: Replica, event: Event, _policy: Policy, _moment: Moment) -> Step:
@@ -402,13 +474,16 @@ def _never_spawned(replica: Replica, _event: Event, _policy: Policy, moment: Mom
 
 
 def _too_slow(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
-    failure = f"not ready within {policy.start_timeout_s:g} s"
+    failure = f"{TOO_SLOW} {policy.start_timeout_s:g} s"
+    gate = policy.checks.gate
+    if gate is not None and (tally := replica.checks.get(gate)) is not None and not tally.has_passed:
+        failure += f"; {checks.complaint(policy.checks, gate, tally)}"
     return _terminate(replica, policy.stop_signal, failure, policy, moment)
 
 
 def _silent(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
     # SIGABRT as systemd sends it: a core dump shows where it hung (systemd.service(5), WatchdogSignal=).
-    failure = f"no WATCHDOG=1 within {policy.watchdog_s:g} s"
+    failure = f"{SILENT} {policy.watchdog_s:g} s"
     return _terminate(_calmed(replica, policy, moment), signal.SIGABRT, failure, policy, moment)
 
 
@@ -506,6 +581,7 @@ TRANSITIONS: dict[tuple[type[State], type[Event]], Callable[[Replica, Event, Pol
     (Starting, Running): _running,
     (Starting, Ready): _ready,
     (Starting, Said): _said,
+    (Starting, Checked): _checked_at_start,
     (Starting, NeverSpawned): _never_spawned,
     (Starting, Exited): _ended_before_ready,
     (Starting, Expired): _too_slow,
@@ -514,6 +590,7 @@ TRANSITIONS: dict[tuple[type[State], type[Event]], Callable[[Replica, Event, Pol
     (Started, Renew): _stop,
     (Started, Pinged): _pinged,
     (Started, Said): _said,
+    (Started, Checked): _checked,
     (Started, Exited): _ended,
     (Started, Expired): _silent,
     (Stopping, Start): _want,

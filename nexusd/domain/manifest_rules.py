@@ -16,6 +16,7 @@ from nexusd.domain.manifest_sections import Check, ConfigKey, Health, Manifest, 
 
 SIGNALS: Final = tuple(known.name for known in signal.Signals)
 _SIGNAL_EXPECTED: Final = "the name of a signal, such as SIGTERM"
+_INSTEAD_OF_TLS: Final = 'a program can ask over TLS: exec = ["curl", "-fsS", "https://…"]'
 _READY_BY: Final = ("health.check", "health.readiness", "health.startup")
 # What the daemon tells a replica by its environment; overriding it would cut the replica off.
 _RESERVED: Final = ("NEXUS_", "LISTEN_", "WATCHDOG_", "NOTIFY_SOCKET")
@@ -127,7 +128,8 @@ def _check(key: str, check: Check) -> Iterator[Problem]:
     )
     for name, value, parse, expected in readers:
         if value is not None and not _parses(parse, value):
-            yield Problem(f"{key}.{name}", expected, shown(value))
+            is_tls = name == "http" and value.startswith("https://")
+            yield Problem(f"{key}.{name}", expected, shown(value), _INSTEAD_OF_TLS if is_tls else None)
 
 
 def _restart(manifest: Manifest) -> Iterator[Problem]:

@@ -119,23 +119,40 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True):
     """One way to ask whether a replica is well. Exactly one key."""
 
     http: Annotated[str | None, Meta(description="URL, `http://…`; any 2xx or 3xx answer is good")] = None
-    exec: Annotated[Command | None, Meta(description="Program and arguments; exit status 0 is good")] = None
+    exec: Annotated[
+        Command | None,
+        Meta(
+            description="Program and arguments, looked up and run as the module's own; exit status 0 is good"
+        ),
+    ] = None
     tcp: Annotated[str | None, Meta(description="`HOST:PORT` that accepts a connection")] = None
-    unix: Annotated[str | None, Meta(description="Path of a Unix socket that accepts a connection")] = None
+    unix: Annotated[
+        str | None,
+        Meta(description="Path, from the module's folder, of a Unix socket that accepts a connection"),
+    ] = None
     control: Annotated[bool, Meta(description="Ask the module's own `health` on its control socket")] = False
 
 
 class Health(Struct, frozen=True, forbid_unknown_fields=True):
     """How it is known that a replica is well."""
 
-    check: Annotated[Check | None, Meta(description="The check for all purposes")] = None
-    startup: Annotated[Check | None, Meta(description="Instead of `check`, until it has passed once")] = None
-    liveness: Annotated[Check | None, Meta(description="Instead of `check`: is it alive?")] = None
-    readiness: Annotated[Check | None, Meta(description="Instead of `check`: can it do work?")] = None
-    interval: Annotated[Seconds, Meta(description="From one check to the next")] = Seconds(10)
+    check: Annotated[
+        Check | None, Meta(description="Failing, the replica is reported as unhealthy; nothing is restarted")
+    ] = None
+    startup: Annotated[
+        Check | None,
+        Meta(description="Has to pass before the replica is ready; nothing else is asked before"),
+    ] = None
+    liveness: Annotated[Check | None, Meta(description="Failing, the replica is restarted")] = None
+    readiness: Annotated[
+        Check | None, Meta(description="Another name for `check`, and asked instead of it")
+    ] = None
+    interval: Annotated[Seconds, Meta(description="From the beginning of one check to that of the next")] = (
+        Seconds(10)
+    )
     timeout: Annotated[Seconds, Meta(description="A check that takes longer has failed")] = Seconds(2)
-    failures: Annotated[Count, Meta(description="Failed checks in a row that make it unhealthy")] = 3
-    successes: Annotated[Count, Meta(description="Good checks in a row that make it healthy again")] = 1
+    failures: Annotated[Count, Meta(description="Failed checks in a row that count as failing")] = 3
+    successes: Annotated[Count, Meta(description="Good checks in a row that count as passed")] = 1
     watchdog: Annotated[Seconds | None, Meta(description="`WATCHDOG=1` must come at least this often")] = None
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from nexusd.domain import lifecycle
+from nexusd.domain import checks, lifecycle
+from nexusd.domain.checks import Plan, Tally
 from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import Definition
 
@@ -27,8 +28,8 @@ class Refusal(Struct, frozen=True):
 
 
 class Upgrade(Struct, frozen=True):
-    """A new generation that is started beside the old one. It takes over when all of it is ready; or, rolling,
-    index by index, each when its replica is ready.
+    """A new generation that is started beside the old one. It takes over when all of it is ready and
+    healthy; or, rolling, index by index, each when its replica is.
     """
 
     definition: Definition
@@ -42,7 +43,8 @@ class Upgrade(Struct, frozen=True):
         """How many indices, from 0 up, are the new generation's by now."""
         if not self.rolling:
             return 0
-        ready = {one.index for one in self.successors(replicas, count) if is_ready(one)}
+        plan = checks.plan_of(self.definition.manifest)
+        ready = {one.index for one in self.successors(replicas, count) if _is_proven(one, plan)}
         return next((index for index in range(count) if index not in ready), count)
 
     def wanted(self, former: int, replicas: Iterable[Replica], count: int) -> set[Key]:
@@ -61,11 +63,13 @@ class Upgrade(Struct, frozen=True):
 
     def failed(self, replicas: Iterable[Replica], count: int) -> Replica | None:
         """The successor that ends this upgrade."""
-        return next((one for one in self.successors(replicas, count) if _has_failed(one)), None)
+        plan = checks.plan_of(self.definition.manifest)
+        return next((one for one in self.successors(replicas, count) if _has_failed(one, plan)), None)
 
     def is_complete(self, replicas: Iterable[Replica], count: int) -> bool:
+        plan = checks.plan_of(self.definition.manifest)
         successors = self.successors(replicas, count)
-        return len(successors) >= count and all(map(is_ready, successors))
+        return len(successors) >= count and all(_is_proven(one, plan) for one in successors)
 
 
 def is_ready(replica: Replica) -> bool:
@@ -81,12 +85,23 @@ def reason_of(replica: Replica) -> str | None:
     return replica.reason
 
 
-def _has_failed(replica: Replica) -> bool:
-    """Whether it did not get ready at its first try, or was and is no more, or never can be."""
+def _has_failed(replica: Replica, plan: Plan) -> bool:
+    """Whether it did not get ready at its first try, or was and is no more, or is unhealthy, or never can be."""
     match replica.state:
         case lifecycle.Waiting(lasting=True) | lifecycle.Stopping(failure=str()):
             return True
+        case lifecycle.Started() if any(tally.verdict == "unhealthy" for tally in _lasting(replica, plan)):
+            return True
     return replica.history.last_exit is not None
+
+
+def _is_proven(replica: Replica, plan: Plan) -> bool:
+    """Ready, and each of its checks has passed."""
+    return is_ready(replica) and all(tally.has_passed for tally in _lasting(replica, plan))
+
+
+def _lasting(replica: Replica, plan: Plan) -> Iterable[Tally]:
+    return (replica.checks.get(purpose, Tally()) for purpose in plan.lasting)
 
 
 def _goes_on(replica: Replica) -> bool:

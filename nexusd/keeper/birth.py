@@ -4,7 +4,7 @@ The child waits at a gate until the keeper has written its pid down, so no proce
 What it is to be comes through the gate, and so does, the other way, what goes wrong before the module's own code.
 """
 
-import ctypes  # noqa: F401  (loaded before the fork: the title is written through it)
+import ctypes  # (loaded before the fork: the title is written through it)
 import fcntl
 import json
 import os
@@ -24,6 +24,7 @@ FIRST_FD = 3  # LISTEN_FDS begin here (sd_listen_fds(3)); the control socket fol
 _ASIDE = 200  # descriptors wait up here while the low numbers are given out
 _UMASK = 0o022
 _INHERITED = dict(os.environ)  # the keeper's own, which it never changes
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIMITS = {"files": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_DATA}
 
 
@@ -139,6 +140,8 @@ def _be_born(launch: Launch, fds: list[int], gate: int, title: Title | None) -> 
         _limit(launch.get("limits", {}))
         step = "user"
         _change_user(launch.get("user"))
+        if launch.get("dies_with_keeper"):
+            _die_with_parent()
         step = "directory"
         os.chdir(launch["directory"])
         surroundings = environment(launch, len(fds) - 2)
@@ -189,10 +192,16 @@ def _change_user(user: dict[str, Any] | None) -> None:
     os.setresuid(user["uid"], user["uid"], user["uid"])
 
 
+def _die_with_parent() -> None:
+    """After a change of user, which clears it (prctl(2)). One that lost its keeper just before, the next ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def environment(launch: Launch, listening: int) -> dict[str, str]:
     """For the process that calls, or, without listening sockets, for any."""
     variables: dict[str, str] = launch["environment"]
-    variables["NEXUS_CONTROL_FD"] = str(FIRST_FD + listening)
+    if "control_path" in launch:
+        variables["NEXUS_CONTROL_FD"] = str(FIRST_FD + listening)
     if listening:
         variables |= {"LISTEN_FDS": str(listening), "LISTEN_PID": str(os.getpid())}
     return variables

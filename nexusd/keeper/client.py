@@ -16,11 +16,12 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nexusd.keeper import protocol
+from nexusd.keeper.probe_client import ProbeClient
 from nexusd.keeper.proctable import RUN_ROOM
 from nexusd.keeper.protocol import MOST_FDS, Message, Outbox, TooLong
 
@@ -74,12 +75,16 @@ class KeeperClient:
         self._notes: dict[str, str] = {}
         self._held: dict[str, int] = {}
         self._statuses: dict[int, int] = {}
+        self._probes = ProbeClient(self._send)
         self._restarts: deque[float] = deque(maxlen=len(_RESTART_S))
         self._asked_at: float | None = None
         self._heard_at = 0.0
         self._welcomed = False
         self._leaving = False
         self.pid: int | None = None
+        self.on_pong: Callable[[float], None] | None = None  # is told how many seconds a round trip took
+        self._written: dict[str, int] = {}
+        self._counted: asyncio.Event | None = None
         self.troubles: list[str] = []  # logs that the disk does not take, as of the last pong
 
     @property
@@ -179,7 +184,9 @@ class KeeperClient:
             self._sock.close()
             self._sock = None
         self._welcomed = False
+        self._counted = None
         self._outbox.clear()
+        self._probes.lost()
 
     def _restart_delay_s(self) -> float:
         now = time.monotonic()
@@ -250,6 +257,10 @@ class KeeperClient:
         protocol.close_all((log_write, control))
         self._runs[key] = _Run((log_read, notify), paths)
 
+    async def probe(self, launch: Message, timeout_s: float) -> Message | None:
+        """Run a check program; None: nothing is known, the keeper is not there. Raises TooLong."""
+        return await self._probes.probe(launch, timeout_s) if self._welcomed else None
+
     def signal(self, key: str, number: int, leader_only: bool = False) -> None:
         self._say({"say": "signal", "run": key, "signal": number, "leader_only": leader_only})
 
@@ -299,6 +310,23 @@ class KeeperClient:
 
     def warm(self) -> None:
         self._say({"say": "warm"})
+
+    def processes(self) -> dict[str, tuple[int, int]]:
+        """pid and start time (clock ticks) of each run's first process, by the run's key."""
+        runs = self._runs.items()
+        return {key: (run.entry["pid"], run.entry["start_ticks"]) for key, run in runs if run.entry}
+
+    async def log_bytes(self, patience_s: float) -> Mapping[str, int]:
+        """Bytes written by path of the log, since the keeper began; what it said last if it does not answer."""
+        if not self.connected:
+            return self._written
+        if (counted := self._counted) is None:
+            counted = self._counted = asyncio.Event()
+            self._say({"say": "count"})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await counted.wait()
+        return self._written
 
     def _say(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         try:
@@ -376,6 +404,12 @@ class KeeperClient:
             case "pong":
                 self._pong(message)
                 return
+            case "counted":
+                self._take_count(message)
+                return
+            case "probed":
+                self._probes.heard(message)
+                return
         self._hear(message)
 
     def _remember(self, message: Message, fds: list[int]) -> None:
@@ -425,7 +459,15 @@ class KeeperClient:
 
     def _pong(self, message: Message) -> None:
         self.troubles = list(message["troubles"])
+        if self.on_pong is not None and self._asked_at is not None:
+            self.on_pong(time.monotonic() - self._asked_at)
         self._asked_at = None
+
+    def _take_count(self, message: Message) -> None:
+        self._written = {**self._written, **message["written"]}
+        if message["left"] <= 0 and self._counted is not None:
+            self._counted.set()
+            self._counted = None
 
     def _reap(self) -> None:
         """The one reaper of this process: the keeper, and whom its death leaves to us."""

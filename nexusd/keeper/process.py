@@ -23,11 +23,13 @@ from nexusd.keeper.journal import Journal
 from nexusd.keeper.logfile import RETRY_S, LogFile
 from nexusd.keeper.loop import Loop
 from nexusd.keeper.nursery import Nursery
+from nexusd.keeper.probe import Probes
 from nexusd.keeper.protocol import Message
 from nexusd.keeper.run import Run, bind_again, find_log_pipe, from_entry
 
 SWEEP_S = 0.02  # how often runs that are being killed are looked for again
 DRAIN_BYTES = 4 << 20  # what is taken of a pipe whose run has ended; it holds 1 MiB
+COUNTED_AT_ONCE = 256  # logs in one packet
 LINGER_S = 5.0  # an end is told at the latest then, even if something of the run can't be killed
 
 
@@ -41,12 +43,14 @@ class Keeper:
         self._journal = Journal(os.path.join(runtime, "keeper.journal"), proctable.boot_id())
         self._loop = Loop()
         self._nexusd = Connection(server, self._loop, self._hear, self._left_alone, _complain)
+        self._probes = Probes(self._loop, self._nexusd.tell, lambda: self._strays(), runtime, soft_files)
         self._runs: dict[str, Run] = {}
         self._by_pid: dict[int, Run] = {}
         self._notes: dict[str, str] = {}
         self._held: dict[str, int] = {}
         self._logs: dict[str, LogFile] = {}
         self._log_users: dict[str, int] = {}
+        self._written: dict[str, int] = {}  # bytes of logs that were closed since
         self._troubled: dict[str, LogFile] = {}
         self._sweeping: dict[str, Run] = {}
         self._sweep_at = 0.0
@@ -60,6 +64,7 @@ class Keeper:
             "adopt": self._adopt,
             "hello": self._hello,
             "spawn": self._spawn,
+            "probe": self._probes.start,
             "signal": self._signal,
             "kill": self._kill,
             "forget": self._forget,
@@ -68,6 +73,7 @@ class Keeper:
             "release": self._release,
             "warm": self._warm_up,
             "ping": self._ping,
+            "count": self._count,
             "leave": self._leave,
         }
 
@@ -82,17 +88,17 @@ class Keeper:
         while not self._leaving:
             self._loop.turn(self._patience())
             self._sweep_all()
+            self._probes.tend()
             self._retry_logs()
             self._make_spare()
         self._go()
 
     def _patience(self) -> float | None:
         if self._sweeping:
-            return max(0.0, self._sweep_at - time.monotonic())
-        waits = [RETRY_S] if self._troubled else []
-        if self._nursery.due < math.inf:
-            waits.append(max(0.0, self._nursery.due - time.monotonic()))
-        return min(waits, default=None)
+            return min(max(0.0, self._sweep_at - time.monotonic()), self._probes.patience())
+        waits = [self._probes.patience(), self._nursery.due - time.monotonic()]
+        waits += [RETRY_S] if self._troubled else []
+        return max(0.0, min(waits)) if min(waits) < math.inf else None
 
     def _watch_children(self) -> None:
         ears, mouth = socket.socketpair()
@@ -129,6 +135,7 @@ class Keeper:
         path = os.path.join(self._runtime, "keeper.sock")
         if os.path.exists(path):
             os.unlink(path)
+        self._probes.end_all()
         for log in self._logs.values():
             self._close_log(log)
         if self._dismissed and not self._runs:  # otherwise its notes are for the nexusd that comes next
@@ -169,6 +176,16 @@ class Keeper:
         written = sum(log.written for log in self._logs.values())
         counters = {"runs": len(self._runs), "log_bytes": written, "troubles": troubles[:5]}
         self._nexusd.tell({"say": "pong", "id": message.get("id"), **counters})
+
+    def _count(self, _message: Message, _fds: list[int]) -> None:
+        """Bytes of each log since this keeper began, also of those nobody writes to now."""
+        written = dict(self._written)
+        for path, log in self._logs.items():
+            written[path] = written.get(path, 0) + log.written
+        paths = list(written)
+        for start in range(0, max(len(paths), 1), COUNTED_AT_ONCE):
+            part = {path: written[path] for path in paths[start : start + COUNTED_AT_ONCE]}
+            self._nexusd.tell({"say": "counted", "written": part, "left": len(paths) - start - len(part)})
 
     def _leave(self, _message: Message, _fds: list[int]) -> None:
         self._leaving = self._dismissed = True
@@ -339,6 +356,7 @@ class Keeper:
         if log.path not in self._troubled and log.path not in self._log_users:
             del self._logs[log.path]
             log.close()
+            self._written[log.path] = self._written.get(log.path, 0) + log.written
 
     def _close_log(self, log: LogFile) -> None:
         log.close()
@@ -376,6 +394,8 @@ class Keeper:
         for key, entry in entries.items():
             if key not in self._runs:
                 self._recover_run(entry)
+        if entries:
+            self._probes.end_former()
         self._behind = True
         self._keep_journal_short()
 
@@ -445,6 +465,7 @@ class Keeper:
                 self._first_ended(run, status)
             else:
                 self._nursery.reaped(pid)
+                self._probes.reaped(pid, status)
 
     def _first_ended(self, run: Run, status: int | None) -> None:
         """The first process of the run is gone: what it left behind goes too, then nexusd hears of it."""
@@ -472,7 +493,8 @@ class Keeper:
 
     def _orphans(self) -> list[int]:
         known = {*self._by_pid, self._nursery.spare}
-        return [pid for pid in proctable.children(os.getpid()) if pid not in known]
+        children = proctable.children(os.getpid())
+        return [pid for pid in children if pid not in known and pid not in self._probes]
 
     def _members(self, run: Run) -> list[proctable.Stat]:
         return proctable.members(run.key, run.process(), self._strays if run.is_child else self._strangers)

@@ -8,6 +8,7 @@ nexusd says            | and the keeper
 adopt   run, fds       | takes over a run whose former keeper died (fds: log, notify)
 hello                  | recovers what the journal knows and nobody handed over, tells its table, then `welcome`
 spawn   run, launch    | starts it (fds: log to read, log to write, notify, control, listening sockets)
+probe   id, launch     | runs a check program, and answers `probed` when it ended or its timeout is over
 signal  run, signal    | signals every process of the run
 kill    run            | SIGKILLs every process of the run, again until none is left
 forget  run            | drops what it remembers of a run that ended
@@ -15,9 +16,10 @@ note    name, text     | remembers the text and writes it to the journal; no tex
 hold    name, fd       | keeps a listening socket; `release` lets it go
 warm                   | imports what Python modules need, before the first of them is started
 ping    id             | answers `pong` with the id and its counters
+count                  | answers `counted`, one or more, with the bytes of each log by its path
 leave                  | goes, with its socket and its journal; what still runs is left running
 
-The keeper says: run, note, held (its table), welcome, spawned, running, refused, notify, exited, pong.
+The keeper says: run, note, held (its table), welcome, spawned, running, refused, notify, exited, probed, pong, counted.
 """
 
 import array
@@ -31,7 +33,7 @@ from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 
-VERSION = 2  # counts up when a word changes: a keeper of another version is replaced, its runs go on
+VERSION = 4  # counts up when a word changes: a keeper of another version is replaced, its runs go on
 PACKET_BYTES = 200_000  # below the default net.core.wmem_max (212,992) less the kernel's own overhead
 MOST_FDS = 64
 _CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
@@ -52,12 +54,14 @@ class Shape(NamedTuple):
 
 
 _LOG = {"path": str, "max_bytes": int, "files": int}
+_PROGRAM = {"argv": list, "environment": dict, "directory": str}
 _LAUNCH = {"log": _LOG, "notify_path": str, "control_path": str, "environment": dict, "directory": str}
 ENTRY = {"key": str, "pid": int, "start_ticks": int, "log": _LOG, "notify_path": str, "control_path": str}
 SHAPES = {
     "adopt": Shape({"run": str, "entry": ENTRY, "running": bool, "notices": dict}, 2, 2),
     "hello": Shape({}),
     "spawn": Shape({"run": str, "launch": _LAUNCH}, 4, MOST_FDS),
+    "probe": Shape({"id": int, "launch": _PROGRAM, "timeout": float}),
     "signal": Shape({"run": str, "signal": int}),
     "kill": Shape({"run": str}),
     "forget": Shape({"run": str}),
@@ -66,6 +70,7 @@ SHAPES = {
     "release": Shape({"name": str}),
     "warm": Shape({}),
     "ping": Shape({}),
+    "count": Shape({}),
     "leave": Shape({}),
 }
 

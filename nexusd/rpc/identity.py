@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexusd.domain.access import Grants, SecurityContext
+from nexusd.domain.health import MOST_UNHEALTHY
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +21,4 @@ class Identity:
     warnings: Callable[[], list[str]]
     module_paths: Callable[[], Sequence[str]]
     is_running: Callable[[], bool]  # it has started; before, only its own process can ask
+    most_unhealthy: Callable[[], float] = lambda: MOST_UNHEALTHY

@@ -15,7 +15,7 @@ from nexusd.domain.access import effective_permissions
 from nexusd.domain.errors import Busy, InvalidParams
 from nexusd.domain.fleet import Fleet
 from nexusd.operations import Operations, config_key
-from nexusd.ports import Daemon, EventSource, LogReader
+from nexusd.ports import CheckResults, Daemon, EventSource, LogReader
 from nexusd.reach import Patience
 from nexusd.rpc import discover, views
 from nexusd.rpc.call import Call, Method, NoParams
@@ -101,6 +101,7 @@ class Api:
         identity: Identity,
         logs: LogReader,
         events: EventSource,
+        checks: CheckResults,
         families: Iterable[Method] = (),
     ) -> None:
         """families: the rows that stand in files of their own."""
@@ -110,6 +111,7 @@ class Api:
         self._identity = identity
         self._logs = logs
         self._events = events
+        self._checks = checks
         self._page = views.StatusPage()
         self._subscriptions = 0
         self._followers: set[asyncio.Task[None]] = set()
@@ -172,7 +174,7 @@ class Api:
     def get_status(self, _call: Call, params: OneModule) -> Any:
         if params.module_id is not None:
             module = self._operations.module(params.module_id)
-            return views.detail(module, self._supervisor.fleet.graph, self._logs.path)
+            return views.detail(module, self._supervisor.fleet.graph, self._logs.path, self._checks.last)
         identity = self._identity
         return {
             "running": identity.is_running(),
@@ -192,7 +194,7 @@ class Api:
         return {"live": True, "timestamp": time.time(), "daemon_running": self._identity.is_running()}
 
     def check_readiness(self, _call: Call, _params: NoParams) -> dict[str, Any]:
-        readiness = health.readiness(self._fleet.modules.values())
+        readiness = health.readiness(self._fleet.modules.values(), self._identity.most_unhealthy())
         details = {
             "total_modules": readiness.statistics.total,
             "healthy_modules": readiness.statistics.healthy,

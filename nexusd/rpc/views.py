@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nexusd.domain import health, lifecycle, settings
+from nexusd.domain.checks import Plan, Purpose, Tally, described, plan_of
 from nexusd.domain.fleet import Fleet, Module
 from nexusd.domain.graph import Graph
 from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import ConfigKey
 from nexusd.domain.units import unit_number
 from nexusd.outcomes import exit_shown
+from nexusd.ports import Seen
 
 FEATURES = {"cluster": False, "tracing": False, "compliance": False}
 _LEVELS = {
@@ -25,6 +27,8 @@ _LEVELS = {
     (True, True, False): "level-20-enterprise",
     (True, True, True): "level-23-enterprise",
 }
+
+LastChecks = Callable[[str], Mapping[Purpose, Seen]]
 
 _encode = msgspec.json.Encoder(enc_hook=unit_number).encode
 
@@ -42,11 +46,13 @@ def epoch(monotonic: float) -> float:
 
 def summary(module: Module) -> dict[str, Any]:
     manifest = module.definition.manifest if module.definition else None
+    word, reasons = health.health_of(module)
     return {
         "id": module.id,
         "state": str(module.state),
         "wanted": "started" if module.wanted else "stopped",
-        "health": str(health.health_of(module)[0]),
+        "health": str(word),
+        "health_reasons": list(reasons),
         "version": manifest.version if manifest else None,
         "generation": module.generation,
         "critical": manifest.critical if manifest else False,
@@ -57,15 +63,19 @@ def summary(module: Module) -> dict[str, Any]:
     }
 
 
-def detail(module: Module, graph: Graph, log_path: Callable[[str], str]) -> dict[str, Any]:
+def detail(
+    module: Module, graph: Graph, log_path: Callable[[str], str], last_checks: LastChecks
+) -> dict[str, Any]:
     """Everything there is to say of one module."""
     faults = [msgspec.structs.asdict(fault) for fault in module.faults]
     shown = {**summary(module), "folder": module.folder, "faults": faults}
     shown |= {"uptime_seconds": _module_uptime(module), "pending_reload": module.pending is not None}
     refused = module.refused
     shown["refused_reload"] = {"reason": refused.reason, "at": epoch(refused.at)} if refused else None
-    shown["instances"] = [_instance(replica, log_path(replica.name)) for replica in module.replicas]
-    shown["health_reasons"] = list(health.health_of(module)[1])
+    shown["instances"] = [
+        {**_instance(replica, log_path(replica.name)), **_health(module, replica, last_checks)}
+        for replica in module.replicas
+    ]
     shown["required_by"] = list(graph.required_by.get(module.id, ()))
     return {**shown, **_from_manifest(module)}
 
@@ -144,6 +154,32 @@ def _instance(replica: Replica, log: str) -> dict[str, Any]:
     }
 
 
+def _health(module: Module, replica: Replica, last_checks: LastChecks) -> dict[str, Any]:
+    """What its checks make of a replica, and what each of them said last."""
+    plan = plan_of(module.definition_of(replica).manifest)
+    word, reason = health.health_of_replica(replica, plan)
+    seen = last_checks(replica.run) if replica.run is not None else {}
+    asked = plan.checks if replica.run is not None else {}
+    checks = [
+        _check(plan, purpose, replica.checks.get(purpose, Tally()), seen.get(purpose)) for purpose in asked
+    ]
+    return {"health": str(word), "health_reason": reason, "checks": checks}
+
+
+def _check(plan: Plan, purpose: Purpose, tally: Tally, seen: Seen | None) -> dict[str, Any]:
+    """verdict: what counts, after several checks in a row; result: what the last one said."""
+    return {
+        "purpose": str(purpose),
+        "check": described(plan.checks[purpose]),
+        "verdict": tally.verdict,
+        "failures": tally.failures,
+        "result": seen.said.word if seen else None,
+        "reason": seen.said.reason if seen else tally.reason,
+        "at": epoch(seen.at) if seen else None,
+        "took_seconds": round(seen.took_s, 4) if seen else None,
+    }
+
+
 class _Row(NamedTuple):
     """What the page needs of one module, worked out when the module changed."""
 
@@ -175,7 +211,8 @@ class StatusPage:
         known = self._rows.get(module.id)
         if known is not None and known.module is module:
             return known
-        return _Row(module, _encode(summary(module)), str(module.state), health.health_of(module)[0])
+        row = summary(module)
+        return _Row(module, _encode(row), row["state"], health.Health(row["health"]))
 
     def _modules(self) -> msgspec.Raw:
         rows = self._rows.values()

@@ -1,6 +1,6 @@
-"""The event loop's clock: monotonic time, and one alarm.
+"""The event loop's clock: monotonic time, and one alarm; and how late the loop is.
 
-Implements `ports.Clock`. There is one timer in all, set to the earliest deadline.
+Implements `ports.Clock`. There is one timer for all deadlines, set to the earliest.
 """
 
 import asyncio
@@ -39,3 +39,25 @@ class LoopClock:
     def _rang(self) -> None:
         self._timer = None
         self._ring()
+
+
+class LoopLag:
+    """Looks once a second how much later than asked for the loop comes round; tells it in seconds."""
+
+    EVERY_S = 1.0
+
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        self._tell = tell
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        due = time.monotonic() + self.EVERY_S
+        self._timer = asyncio.get_running_loop().call_later(self.EVERY_S, self._came_round, due)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _came_round(self, due: float) -> None:
+        self._tell(max(0.0, time.monotonic() - due))
+        self.start()

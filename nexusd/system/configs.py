@@ -30,16 +30,20 @@ class ConfigFiles:
 
         Modules without keys share one. Raises NotPossible.
         """
+        path = self.path(definition, generation)
         if not definition.manifest.config:
             if self._nothing is None:
-                path = os.path.join(self._folder, "none.json")
                 self._write(path, {}, definition.id, None, 0o444)
                 self._nothing = path
-            return self._nothing
-        path = os.path.join(self._folder, f"{_stem(module.id)}.{generation}.json")
+            return path
         values = effective(definition.manifest, module.configured)
         self._write(path, values, definition.id, definition.manifest.run.user)
         return path
+
+    def path(self, definition: Definition, generation: int) -> str:
+        """The file that `write` has written."""
+        name = f"{_stem(definition.id)}.{generation}" if definition.manifest.config else "none"
+        return os.path.join(self._folder, f"{name}.json")
 
     def hand_over(self, module: Module, states: Mapping[int, Any]) -> None:
         """Put what each replica exported where the next generation finds it. Raises NotPossible."""

@@ -14,7 +14,8 @@ import msgspec
 
 from nexusd.domain.errors import NexusError
 from nexusd.domain.fleet import Fleet, Module
-from nexusd.domain.lifecycle import Replica
+from nexusd.domain.health import health_of
+from nexusd.domain.lifecycle import Replica, Stopping
 
 KEPT = 2000
 SAVE_S = 0.25  # history may lose this much when nexusd is killed; what is wanted may not, and is stored apart
@@ -40,11 +41,12 @@ class EventLog:
         for module_id in sorted(touched):
             former, module = before.modules.get(module_id), after.modules.get(module_id)
             events = list(_changes(former, module))
-            # Of a module with one replica, the module's line says all that the replica's would.
+            # The line with a module's new state says all; for one with one replica, what the replica's would, too.
             is_one = module is not None and module.count == 1
-            is_said = is_one and any(event["kind"] == "module.state" for event in events)
+            has_moved = any(event["kind"] == "module.state" for event in events)
+            said = {"module.health", "replica.state"} if is_one else {"module.health"}
             for event in events:
-                self._add(event, is_logged=not (is_said and event["kind"] == "replica.state"))
+                self._add(event, is_logged=not (has_moved and event["kind"] in said))
 
     def add(self, kind: str, module_id: str | None = None, **more: Any) -> None:
         """One event. The log line is for people, the event for programs."""
@@ -115,14 +117,40 @@ def _changes(before: Module | None, after: Module | None) -> Iterator[Event]:
         yield from _replica_changes(former.get(replica.key), replica)
     if after.refused is not None and after.refused is not before.refused:
         yield {"kind": "module.reload_refused", "module_id": after.id, "reason": after.refused.reason}
-    if before.state is not after.state:
+    has_moved = (former_state := before.state) is not (state := after.state)
+    if has_moved:
         yield {
             "kind": "module.state",
             "module_id": after.id,
-            "from": str(before.state),
-            "to": str(after.state),
+            "from": str(former_state),
+            "to": str(state),
             "reason": after.reason,
         }
+    if has_moved or not _is_as_well(before, after):
+        yield from _health_changes(before, after)
+
+
+def _health_changes(before: Module, after: Module) -> Iterator[Event]:
+    (former, _), (health, reasons) = health_of(before), health_of(after)
+    if health is not former:
+        reason = "; ".join(reasons) or None
+        yield {
+            "kind": "module.health",
+            "module_id": after.id,
+            "from": str(former),
+            "to": str(health),
+            "reason": reason,
+        }
+
+
+def _is_as_well(before: Module, after: Module) -> bool:
+    """Whether, in the same state, nothing has changed that health follows from: most events tell a pid, no more."""
+    if len(before.replicas) != len(after.replicas) or before.definition is not after.definition:
+        return False
+    return all(
+        a is b or (type(a.state) is type(b.state) is not Stopping and a.checks is b.checks)
+        for a, b in zip(before.replicas, after.replicas, strict=True)
+    )
 
 
 def _replica_changes(before: Replica | None, after: Replica) -> Iterator[Event]:
@@ -142,7 +170,7 @@ def _replica_changes(before: Replica | None, after: Replica) -> Iterator[Event]:
 
 
 def _log(event: Event) -> None:
-    level = logging.WARNING if event["to"] in ("failed", "backoff", "stuck") else logging.INFO
+    level = logging.WARNING if event["to"] in ("failed", "backoff", "stuck", "unhealthy") else logging.INFO
     passing = event["to"] in ("waiting", "starting", "stopping") and event["reason"] is None
     if event["kind"] == "module.loaded" or passing:
         level = logging.DEBUG

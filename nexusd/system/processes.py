@@ -5,7 +5,7 @@ from the manifest; forking is the keeper's.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from signal import SIGCONT
 from typing import Any, Protocol
 
@@ -25,11 +25,18 @@ from nexusd.system.users import User, look_up
 # nexusd's own, which mean something else, or nothing, to a module (sd_notify(3), sd_listen_fds(3)).
 OWN_PREFIXES = ("NEXUS_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
 
+_NOT_FOR_CHECKS = (
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "NEXUS_FORMER_STATE",
+)  # they speak of the replica itself
+
 
 class Keeper(Protocol):
     """The keeper's client, as far as launching goes."""
 
     def spawn(self, key: str, launch: dict[str, Any], listening: Iterable[str] = ()) -> None: ...
+    async def probe(self, launch: dict[str, Any], timeout_s: float) -> dict[str, Any] | None: ...
     def signal(self, key: str, number: int, leader_only: bool = False) -> None: ...
     def kill(self, key: str) -> None: ...
     def forget(self, key: str) -> None: ...
@@ -100,6 +107,27 @@ class ReplicaProcesses:
         }
         self._keeper.spawn(run, launch, names)
 
+    async def check(
+        self, run: str, replica: Replica, module: Module, argv: Sequence[str], timeout_s: float
+    ) -> dict[str, Any] | None:
+        """Run a check program as the replica itself would be run; how it ended, as the keeper tells it.
+
+        None: nothing is known. Raises OSError or ValueError when it can't be tried.
+        """
+        definition = module.definition_of(replica)
+        manifest = definition.manifest
+        user = look_up(manifest.run.user, manifest.run.group)
+        config = self._configs.path(definition, replica.generation)
+        environment = self._environment(run, replica, module.folder, manifest, user, config)
+        launch = {
+            "argv": _argv(module.folder, argv),
+            "environment": {name: text for name, text in environment.items() if name not in _NOT_FOR_CHECKS},
+            "directory": os.path.join(module.folder, manifest.run.directory or ""),
+            "limits": _limits(manifest),
+            "user": _change_of_user(user),
+        }
+        return await self._keeper.probe(launch, timeout_s)
+
     def terminate(self, run: str, signal: int) -> None:
         """With a SIGCONT after it: to a process that is held by SIGSTOP the signal would come too late."""
         self._keeper.signal(run, signal)
@@ -152,9 +180,7 @@ class ReplicaProcesses:
         run = manifest.run
         if run.python is None:
             assert run.exec is not None  # exactly one of the two (manifest_rules)
-            program, *arguments = run.exec
-            arguments = [_in_copy(folder, word) for word in arguments] if is_copy else arguments
-            return {"argv": [os.path.join(folder, program) if "/" in program else program, *arguments]}
+            return {"argv": _argv(folder, run.exec, is_copy)}
         if run.interpreter is not None:
             return {"argv": [run.interpreter, self._host_program, run.python, folder]}
         return {"python": run.python, "folder": folder}
@@ -216,6 +242,12 @@ class ReplicaProcesses:
         return names
 
 
+def _argv(folder: str, command: Sequence[str], is_copy: bool = False) -> list[str]:
+    program, *arguments = command
+    arguments = [_in_copy(folder, word) for word in arguments] if is_copy else arguments
+    return [os.path.join(folder, program) if "/" in program else program, *arguments]
+
+
 def _in_copy(folder: str, word: str) -> str:
     path = os.path.join(folder, word)
     return path if os.path.isfile(path) and not os.path.islink(path) else word
@@ -260,7 +292,7 @@ def _fd_name(entry: str) -> str:
 def exit_of(status: int | None, refusal: Mapping[str, Any] | None) -> Exit:
     """The keeper's wait status (None: nobody of ours could reap it) in the domain's terms."""
     if refusal is not None:
-        return Exit(cause=_refused(refusal))
+        return Exit(cause=refused(refusal))
     if status is None:
         return Exit()
     if os.WIFSIGNALED(status):
@@ -268,7 +300,7 @@ def exit_of(status: int | None, refusal: Mapping[str, Any] | None) -> Exit:
     return Exit(code=os.waitstatus_to_exitcode(status))
 
 
-def _refused(refusal: Mapping[str, Any]) -> str:
+def refused(refusal: Mapping[str, Any]) -> str:
     """Why the module's own code was never reached."""
     about, reason = refusal["about"], refusal["reason"]
     if refusal["step"] != "exec" or about is None:

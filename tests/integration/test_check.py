@@ -11,11 +11,8 @@ PROGRAM = '[run]\nexec = ["/bin/true"]\n'
 REFUSED = {
     "a circle": ('requires = ["a/two"]\n', "", "a/one → a/two → a/one"),
     "a circle of order": ('after = ["a/two"]\n', "", "a/one → a/two → a/one"),
-    "ready by a check": (
-        "",
-        'ready = "health"\n[health]\ncheck = { tcp = "127.0.0.1:1" }\n',
-        "in this version",
-    ),
+    "ready by a check that is none": ("", 'ready = "health"\n', "a check in [health]"),
+    "a check over TLS": ("", '[health]\ncheck = { http = "https://127.0.0.1/" }\n', "exec = "),
 }
 
 

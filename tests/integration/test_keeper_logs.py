@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from kept import Kept, await_end
 
 from nexusd.keeper import client
+from nexusd.keeper.process import COUNTED_AT_ONCE
 
 
 @pytest.fixture
@@ -201,3 +203,25 @@ def test_held_bytes_that_a_leaving_keeper_cannot_write_are_complained_of(kept: K
     await_end(keeper)
     assert "5 bytes lost: " in kept.keeper_log.read_text()
     kept.connect()
+
+
+def test_the_bytes_of_each_log_are_counted_over_the_end_of_its_run(kept: Kept) -> None:
+    kept.run("one", "/bin/sh", "-c", "echo 1234")
+    kept.kept.forget("one")
+    kept.run("one", "/bin/sh", "-c", "echo 567")
+    kept.run("two", "/bin/sh", "-c", "echo 89")
+    counts = kept.do(kept.kept.log_bytes(20.0))
+    assert counts == {str(kept.log_path("one")): 9, str(kept.log_path("two")): 3}
+
+
+def test_more_logs_than_a_packet_holds_are_told_in_several(kept: Kept) -> None:
+    logs = COUNTED_AT_ONCE + 1
+    for number in range(logs):
+        kept.run(f"run{number}", "/bin/true")
+    assert len(kept.do(kept.kept.log_bytes(20.0))) == logs
+
+
+def test_a_keeper_that_says_nothing_keeps_nobody_waiting_for_counts(kept: Kept) -> None:
+    os.kill(kept.keeper, signal.SIGSTOP)
+    assert kept.do(kept.kept.log_bytes(0.01)) == {}
+    os.kill(kept.keeper, signal.SIGCONT)

@@ -187,7 +187,7 @@ def plain(value: object) -> Any:
     return json.loads(msgspec.json.encode(value, enc_hook=Size.text))
 
 
-@pytest.mark.parametrize("section", ["access", "api", "metrics", "audit"])
+@pytest.mark.parametrize("section", ["access", "api", "health", "metrics", "audit"])
 def test_the_page_has_every_key_with_its_default(section: str) -> None:
     (kind,) = (one.default for one in msgspec.structs.fields(File) if one.name == section)
     told = {
@@ -199,7 +199,13 @@ def test_the_page_has_every_key_with_its_default(section: str) -> None:
 
 
 def test_the_page_has_every_key_at_the_top() -> None:
-    keys = {one.name for one in msgspec.structs.fields(File)} - {"access", "api", "metrics", "audit"}
+    keys = {one.name for one in msgspec.structs.fields(File)} - {
+        "access",
+        "api",
+        "health",
+        "metrics",
+        "audit",
+    }
     (line,) = (line for line in PAGE.splitlines() if line.endswith("see above."))
     assert set(re.findall(r"`(\w+)`", line)) == keys
     settings = {row[2].split("`")[1] for row in rows("# Configuration of nexusd") if "`" in row[2]}
@@ -225,3 +231,27 @@ def test_the_page_tells_what_the_roles_hold() -> None:
 def test_the_example_on_the_page_is_a_configuration(file: Path) -> None:
     config = read(file, PAGE.split("```toml\n")[1].split("```")[0])
     assert config.access.grants(0).undefined_roles() == ()
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        ("127.0.0.1:9090", ("127.0.0.1", 9090)),
+        ("[::1]:9100", ("::1", 9100)),
+        ("localhost:0", ("localhost", 0)),
+        ("0.0.0.0:65535", ("0.0.0.0", 65535)),
+        ("off", None),
+    ],
+)
+def test_metrics_are_served_where_the_file_says(
+    listen: str, address: tuple[str, int] | None, file: Path
+) -> None:
+    assert read(file, f'[metrics]\nlisten = "{listen}"\n').metrics.address == address
+
+
+@pytest.mark.parametrize(
+    "listen", ["", "no", "9090", ":9090", "a:b", "::1:9090", "x:65536", "x:99999", "a/b:1", "off\\n"]
+)
+def test_a_place_for_metrics_that_is_none_is_a_fault(listen: str, file: Path) -> None:
+    fault = faults(file, f'[metrics]\nlisten = "{listen}"\n')["metrics.listen"]
+    assert fault.expected == '"HOST:PORT" or "off"'

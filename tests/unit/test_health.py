@@ -42,7 +42,8 @@ INVALID = replace(
         (with_replicas(RUNNING, FAILED), ("degraded", ("failed: exit status 1",))),
         (with_replicas(RUNNING, lifecycle.Backoff(9.0)), ("degraded", ("backoff: exit status 1",))),
         (replace(module(), asked=True), ("degraded", ("stopped",))),
-        (module(), ("degraded", ("loaded",))),
+        (module(), ("healthy", ("loaded: nobody has asked it to run",))),
+        (module(critical=True), ("degraded", ("loaded: it is critical, and nobody has started it",))),
         (INVALID, ("unhealthy", ("invalid: 1 fault in its manifest",))),
     ],
 )  # fmt: skip
@@ -53,6 +54,8 @@ def test_health_follows_from_the_state_and_says_why(one, expected):
 def test_the_seeds_example_counts_fourteen_healthy_and_one_degraded():
     fleet = [with_replicas(RUNNING) for _ in range(14)] + [replace(module(), asked=True)]
     assert health.statistics(fleet) == Statistics(15, 14, 1, 0)
+    told = health.readiness(fleet)
+    assert (told.ready, told.ratio, told.reasons) == (True, 0.93, ())
 
 
 def test_what_is_invalid_is_discovered_and_not_counted():
@@ -75,6 +78,17 @@ def test_every_critical_module_has_to_be_healthy(state):
     assert not told.ready
     assert told.reasons == (f"critical module vitals/heart is {health.health_of(fleet[-1])[0]}",)
     assert [one.id for one in health.critical(fleet)] == ["vitals/heart"]
+
+
+@pytest.mark.parametrize(("allowed", "ready"), [(0.0, False), (0.29, False), (0.3, True), (1.0, True)])
+def test_how_many_may_be_unhealthy_can_be_said(allowed, ready):
+    fleet = [with_replicas(FAILED)] * 3 + [with_replicas(RUNNING)] * 7
+    assert health.readiness(fleet, allowed).ready is ready
+
+
+def test_what_nobody_asked_to_run_is_counted_among_the_healthy_and_the_sum_is_the_total():
+    fleet = [with_replicas(RUNNING), module("a/idle"), replace(module("a/two"), asked=True)]
+    assert health.statistics(fleet) == Statistics(3, 2, 1, 0)
 
 
 def test_without_modules_the_daemon_is_ready():

@@ -184,6 +184,11 @@ GOOD = {
             "directory": "/",
         },
     },
+    "probe": {
+        "id": 1,
+        "timeout": 2.0,
+        "launch": {"argv": ["/bin/true"], "environment": {}, "directory": "/"},
+    },
     "signal": {"run": "r", "signal": 15},
     "kill": {"run": "r"},
     "forget": {"run": "r"},
@@ -192,6 +197,7 @@ GOOD = {
     "release": {"name": "n"},
     "warm": {},
     "ping": {"id": 1.5},
+    "count": {},
     "leave": {},
 }
 FDS = {"adopt": [1, 2], "spawn": [1, 2, 3, 4], "hold": [1]}

@@ -1,6 +1,7 @@
 """Who may import whom: the layers, read from the files themselves and from nothing else."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -143,3 +144,8 @@ def test_a_probe_loads_nothing_with_the_package_of_nexusctl() -> None:
 
 def test_the_folder_of_units_does_not_hide_python_systemd() -> None:
     assert not (ROOT / "systemd" / "__init__.py").exists()
+
+
+def test_a_start_of_nexusd_does_not_wait_for_prometheus_client() -> None:
+    program = "import sys, nexusd.__main__, nexusd.api; sys.exit('prometheus_client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -7,12 +7,14 @@ from typing import Any, get_args
 import pytest
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle
+from nexusd.domain import checks, lifecycle
+from nexusd.domain.checks import Purpose
 from nexusd.domain.lifecycle import (
     TRANSITIONS,
     Action,
     Admit,
     Backoff,
+    Checked,
     Event,
     Exit,
     Exited,
@@ -126,6 +128,7 @@ WITHOUT_EFFECT_IN = {
     Ready: (Stopped, Waiting, Backoff, Failed, Started, Stopping, Stuck),  # too late, or said again
     Pinged: (Stopped, Waiting, Backoff, Failed, Starting, Stopping, Stuck),  # no watchdog runs there
     Said: (Stopped, Waiting, Backoff, Failed, Stuck),
+    Checked: (Stopped, Waiting, Backoff, Failed, Stopping, Stuck),  # what is stopped is not checked
     NeverSpawned: (Stopped, Waiting, Backoff, Failed, Started),
     Exited: (Stopped, Waiting, Backoff, Failed),
     Expired: (Stopped, Waiting, Stuck, Failed),  # no deadline
@@ -165,6 +168,7 @@ EVERY_STATE = [
         Ready("run 6"),
         Pinged("run 6"),
         Said("run 6", "late"),
+        Checked("run 6", Purpose.LIVENESS, checks.Said("unhealthy", "late")),
         NeverSpawned("run 6"),
         Exited("run 6", CRASH),
     ],

@@ -203,3 +203,41 @@ def test_a_refused_reload_and_changed_files_are_told_with_what_to_do() -> None:
     told = module_page(detail("a/b", refused_reload=refused, pending_reload=True), PIPE, NOW)
     assert "           files have changed: nexusctl reload a/b applies them" in told
     assert told[-1] == "next: correct it, then nexusctl reload a/b"
+
+
+CHECK = {
+    "purpose": "readiness",
+    "check": "http check http://127.0.0.1/",
+    "verdict": "healthy",
+    "failures": 0,
+    "result": "healthy",
+    "reason": None,
+    "at": 1735689690.0,
+    "took_seconds": 0.002,
+}
+FAILING = CHECK | {
+    "verdict": "unhealthy",
+    "failures": 3,
+    "result": "unhealthy",
+    "reason": "connection refused",
+}
+UNASKED = CHECK | {"verdict": None, "result": None, "at": None}
+
+
+def checks_of(*replicas: list[dict[str, Any]]) -> list[str]:
+    instances = [replica("a/b", index, checks=checks) for index, checks in enumerate(replicas)]
+    page = module_page(detail("a/b", instances=instances), PIPE, 1735689700.0)
+    return [line.strip().removeprefix("checks").strip() for line in page if "http check" in line]
+
+
+def test_the_last_word_of_each_check_is_shown_with_its_age() -> None:
+    assert checks_of([CHECK]) == ["readiness, http check http://127.0.0.1/: healthy, 10s ago"]
+    assert checks_of([UNASKED]) == ["readiness, http check http://127.0.0.1/: not asked yet"]
+    failing = (
+        "readiness, http check http://127.0.0.1/: unhealthy, connection refused, 3 times in a row, 10s ago"
+    )
+    assert checks_of([FAILING], [CHECK]) == [f"#0 {failing}", f"#1 {checks_of([CHECK])[0]}"]
+
+
+def test_of_many_replicas_only_checks_that_are_not_well_are_shown() -> None:
+    assert [line.partition(" ")[0] for line in checks_of(*[[CHECK]] * 5, [FAILING])] == ["#5"]

@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from nexusd.domain import lifecycle
+from nexusd.domain.checks import Purpose, Said
 from nexusd.domain.fleet import Renewal, Roll, Scale
 from nexusd.domain.lifecycle import Exit
 from nexusd.domain.manifest import Definition
@@ -177,3 +178,26 @@ def test_one_replica_can_be_restarted_alone():
     assert fleet.apply(Renewal(ECHO, index=1)) == [f"SIGTERM {ECHO}#1"]
     assert fleet.exits(ECHO, CLEAN, index=1) == [f"forget {ECHO}#1", f"spawn {ECHO}#1"]
     assert isinstance(fleet.replica(ECHO, 0).state, lifecycle.Started)
+
+
+def test_a_successor_that_is_ready_replaces_nobody_before_its_checks_have_passed():
+    new = definition(ECHO, "new", replicas=3, health={"check": {"control": True}})
+    fleet = three()
+    begin(fleet, new)
+    assert fleet.ready(ECHO, generation=2) == []
+    healthy = (Purpose.READINESS, Said("healthy"))
+    assert fleet.news(ECHO, lifecycle.Checked, *healthy, generation=2) == [f"SIGTERM {ECHO}#0"]
+
+
+def test_a_successor_that_is_unhealthy_ends_the_reload():
+    new = definition(ECHO, "new", replicas=3, health={"check": {"control": True}})
+    fleet = three()
+    begin(fleet, new)
+    fleet.ready(ECHO, generation=2)
+    fleet.pass_time(60)  # early failures are no verdict yet
+    for _ in range(3):
+        fleet.news(ECHO, lifecycle.Checked, Purpose.READINESS, Said("unhealthy", "tired"), generation=2)
+        if fleet.module(ECHO).upgrade is None:
+            break
+    refused = fleet.module(ECHO).refused
+    assert refused is not None and "tired" in refused.reason

@@ -6,7 +6,7 @@ A model of the processes obeys the fleet's orders and talks back as the keeper w
 from collections import defaultdict
 from dataclasses import dataclass
 from signal import SIGKILL
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec.structs import replace
 
 from nexusd.domain import lifecycle
+from nexusd.domain.checks import Purpose, Said, Word
 from nexusd.domain.fleet import (
     FleetEvent,
     Module,
@@ -27,6 +28,7 @@ from nexusd.domain.fleet import (
     Want,
     graph_of,
 )
+from nexusd.domain.health import Health, health_of
 from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition, Fault
 from tests.fakes import Rehearsal, definition
@@ -35,6 +37,14 @@ IDS = ("m/a", "m/b", "m/c", "m/d")
 BUDGET, WITHIN_S = 2, 20.0
 STOP_TIMEOUT_S = 10.0
 FAULT = Fault("module.toml", "run", "a program", "nothing")
+CONTROL = {"control": True}
+HEALTH: list[dict[str, Any]] = [
+    {},
+    {"health": {"watchdog": 7}},
+    {"health": {"liveness": CONTROL, "failures": 1}},
+    {"health": {"startup": CONTROL, "readiness": CONTROL, "successes": 2}},
+    {"health": {"check": CONTROL}, "run": {"exec": ["./run"], "ready": "health"}},
+]
 EXITS = st.sampled_from([Exit(code=0), Exit(code=1), Exit(signal=11), Exit()])
 
 
@@ -53,7 +63,7 @@ def a_definition(draw: Any, module_id: str) -> Definition:
             "intensity": {"restarts": BUDGET, "within": WITHIN_S},
         },
         stop={"timeout": STOP_TIMEOUT_S},
-        **draw(st.sampled_from([{}, {"health": {"watchdog": 7}}])),
+        **draw(st.sampled_from(HEALTH)),
     )
 
 
@@ -132,6 +142,13 @@ class FleetAndProcesses(RuleBasedStateMachine):
         module_id, *key = self.processes[run].key
         self.act(_news(module_id, (key[0], key[1]), kind(run, *more)))
 
+    def be_well(self, run: str) -> None:
+        """Ready, by its own word and by all checks that it may have."""
+        self.tell(run, lifecycle.Spawned, 4711)
+        self.tell(run, lifecycle.Ready)
+        for purpose in (*Purpose, *Purpose):
+            self.tell(run, lifecycle.Checked, purpose, Said("healthy"))
+
     def end(self, run: str, exit: Exit) -> None:
         self.processes[run].ended = True
         self.tell(run, lifecycle.Exited, exit)
@@ -192,8 +209,12 @@ class FleetAndProcesses(RuleBasedStateMachine):
             for run in [run for run, process in self.processes.items() if not process.told_to_end]:
                 if run in self.processes:
                     self.processes[run].spawned = True
-                    self.tell(run, lifecycle.Spawned, 4711)
-                    self.tell(run, lifecycle.Ready)
+                    self.be_well(run)
+
+    @rule(number=st.integers(0, 9), purpose=st.sampled_from(Purpose), word=st.sampled_from(get_args(Word)))
+    def be_checked(self, number: int, purpose: Purpose, word: Word) -> None:
+        if (run := self.one_of(number, spawned=True)) is not None:
+            self.tell(run, lifecycle.Checked, purpose, Said(word, "a reason"))
 
     @rule(number=st.integers(0, 9), text=st.sampled_from(["", "well"]))
     def say(self, number: int, text: str) -> None:
@@ -285,6 +306,18 @@ class FleetAndProcesses(RuleBasedStateMachine):
     # What is true nevertheless
 
     @invariant()
+    def what_is_not_healthy_has_a_reason(self) -> None:
+        for module in self.stage.fleet.modules.values():
+            word, reasons = health_of(module)
+            assert reasons or word is Health.HEALTHY
+
+    @invariant()
+    def nothing_of_a_former_run_is_remembered_of_its_checks(self) -> None:
+        for replica in self.stage.replicas():
+            if isinstance(replica.state, lifecycle.Starting):
+                assert replica.checks.keys() <= {Purpose.STARTUP, Purpose.READINESS}
+
+    @invariant()
     def every_process_is_claimed_and_every_claim_is_a_process(self) -> None:
         claims = [replica.run for replica in self.stage.replicas() if replica.run is not None]
         assert sorted(claims) == sorted(self.processes)
@@ -352,8 +385,7 @@ class FleetAndProcesses(RuleBasedStateMachine):
                 if process.told_to_end:
                     self.end(run, Exit(code=0))
                 else:
-                    self.tell(run, lifecycle.Spawned, 4711)
-                    self.tell(run, lifecycle.Ready)
+                    self.be_well(run)
         states = {module_id: self.stage.state(module_id) for module_id in IDS}
         assert set(states.values()) == {ModuleState.STARTED}, states
 

@@ -1,0 +1,237 @@
+"""A small HTTP/1.1 server for the daemon's few pages: GET and HEAD, one request for each connection.
+
+It decides what is a request and how much of anybody's time it gets; what the pages say is `nexusd.pages`'.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+log = logging.getLogger("nexusd.http")
+
+MOST_CONNECTIONS = 64
+LONGEST_HEAD = 8192
+REQUEST_S = 5.0  # for the request to come
+ANSWER_S = 30.0  # for the answer to be made, and to be read
+RETRY_S = 10.0
+_PIECE = 1 << 16
+_TEXT = "text/plain; charset=utf-8"
+# Not http.HTTPStatus: nexusd imports this before it starts its first module.
+_PHRASES = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    path: str
+    headers: Mapping[str, str]  # names in small letters
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    body: bytes
+    content_type: str = _TEXT
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Malformed(ValueError):
+    """Not a request of HTTP/1."""
+
+
+def parse(head: bytes) -> Request:
+    """The request line and the headers, without the empty line that ends them. Raises Malformed."""
+    first, *rest = head.decode("latin-1").split("\r\n")
+    words = first.split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/1.") or not words[1].startswith("/"):
+        raise Malformed(first)
+    headers = {}
+    for field in rest:
+        name, colon, value = field.partition(":")
+        if not colon or not name or name != name.strip():
+            raise Malformed(field)
+        headers[name.lower()] = value.strip()
+    return Request(words[0], words[1].partition("?")[0], headers)
+
+
+class HttpServer:
+    def __init__(self) -> None:
+        self._routes: Mapping[str, Handler] = {}
+        self._on_close: Callable[[], None] = lambda: None
+        self._server: asyncio.Server | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._connections: dict[_Connection, None] = {}
+        self.trouble: str | None = None  # why it does not serve
+        self.ports: tuple[int, ...] = ()
+
+    def offer(self, routes: Mapping[str, Handler], on_close: Callable[[], None]) -> None:
+        """What is served from now on; on_close lets go of what the handlers hold."""
+        self._routes = routes
+        self._on_close = on_close
+
+    def open(self, host: str, port: int) -> None:
+        """Serve there, as soon as it can be had: whoever holds the port may let it go."""
+        self._opening = asyncio.get_running_loop().create_task(self._open(host, port))
+
+    async def _open(self, host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        while self._server is None:
+            try:
+                self._server = await loop.create_server(lambda: _Connection(self), host, port)
+            except OSError as error:
+                self._tell(f"metrics are not served: {host} port {port}: {_in_words(error)}")
+                await asyncio.sleep(RETRY_S)
+        self.ports = tuple(sock.getsockname()[1] for sock in self._server.sockets)
+        self.trouble = None
+        log.info("metrics on %s port %d", host, self.ports[0])
+
+    def _tell(self, trouble: str) -> None:
+        if self.trouble != trouble:
+            log.error("%s; tried again every %g s", trouble, RETRY_S)
+            self.trouble = trouble
+
+    def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in tuple(self._connections):
+            connection.abort()
+        self._on_close()
+
+    def admit(self, connection: "_Connection") -> None:
+        """The newest gets a place: of too many, the one that has sat there longest without a request goes."""
+        self._connections[connection] = None
+        if len(self._connections) > MOST_CONNECTIONS:
+            idle = (one for one in self._connections if not one.is_answering)
+            next(idle, connection).abort()
+
+    def leave(self, connection: "_Connection") -> None:
+        self._connections.pop(connection, None)
+
+    async def answer(self, request: Request) -> Response:
+        handler = self._routes.get(request.path)
+        if handler is None:
+            known = " ".join(self._routes)
+            return Response(f"not found; there are: {known}\n".encode(), status=404)
+        if request.method not in ("GET", "HEAD"):
+            allow = (("Allow", "GET, HEAD"),)
+            return Response(b"only GET and HEAD\n", status=405, headers=allow)
+        try:
+            return await handler(request)
+        except Exception:  # the border: a client gets no traceback, and the server goes on
+            log.exception("%s cannot be made", request.path)
+            return Response(b"nexusd's log says why\n", status=500)
+
+
+def _in_words(error: OSError) -> str:
+    """asyncio puts the address into the text once more; a name that is not known has no errno of the kernel's."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
+
+
+class _Connection(asyncio.Protocol):
+    """One request, one answer, then the end. Who is slower than the bounds is cut off."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._received = bytearray()
+        self._task: asyncio.Task[None] | None = None
+        self._is_head = False
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+
+    @property
+    def is_answering(self) -> bool:
+        return self._task is not None
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._timer = asyncio.get_running_loop().call_later(REQUEST_S, self.abort)
+        self._server.admit(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        self._server.leave(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._task is not None:
+            return  # a second request, or a body: neither is looked at
+        self._received += data
+        head, end, _ = self._received.partition(b"\r\n\r\n")
+        if end and len(head) <= LONGEST_HEAD:
+            self._take(bytes(head))
+        elif len(self._received) > LONGEST_HEAD:
+            text = f"more than {LONGEST_HEAD} bytes of headers\n".encode()
+            self._refuse(Response(text, status=431))
+
+    def _take(self, head: bytes) -> None:
+        try:
+            request = parse(head)
+        except Malformed:
+            self._refuse(Response(b"not an HTTP/1.1 request\n", status=400))
+            return
+        self._is_head = request.method == "HEAD"
+        self._begin(self._server.answer(request))
+
+    def _refuse(self, response: Response) -> None:
+        async def refused() -> Response:
+            return response
+
+        self._begin(refused())
+
+    def _begin(self, answering: Awaitable[Response]) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer.cancel()
+        self._timer = loop.call_later(ANSWER_S, self.abort)
+        self._task = loop.create_task(self._answer(answering))
+
+    async def _answer(self, answering: Awaitable[Response]) -> None:
+        response = await answering
+        fields = [
+            f"HTTP/1.1 {response.status} {_PHRASES[response.status]}",
+            time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
+            f"Content-Type: {response.content_type}",
+            f"Content-Length: {len(response.body)}",
+            "Cache-Control: no-store",
+            "X-Content-Type-Options: nosniff",
+            "Connection: close",
+            *(f"{name}: {value}" for name, value in response.headers),
+        ]
+        head = "\r\n".join(fields).encode("latin-1") + b"\r\n\r\n"
+        self._transport.write(head)
+        if not self._is_head:
+            await self._write(response.body)
+        self._transport.close()
+
+    async def _write(self, body: bytes) -> None:
+        """Piece by piece: the kernel takes milliseconds for a long page, and others are to have their turn."""
+        for start in range(0, len(body), _PIECE):
+            self._transport.write(body[start : start + _PIECE])
+            await asyncio.sleep(0)
+            await self._may_write.wait()
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()

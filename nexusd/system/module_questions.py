@@ -1,0 +1,208 @@
+"""Asks many modules at once for their metrics, on their control sockets, from a thread of its own.
+
+It decides who is waited for: a replica that had nothing to say is asked again now and then, and holds up nobody.
+"""
+
+import contextlib
+import selectors
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+LONGEST_ANSWER = 1 << 20
+REST_S = 30.0  # how long a replica that had nothing to say is left alone
+MOST_BESIDE = 20  # of those, how many are asked at one scrape
+METHOD_NOT_FOUND = -32601
+_REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"metrics","params":{}}\n'
+_PIECE = 1 << 16
+
+Key = tuple[str, int, int]  # module, replica's index, generation
+
+
+class Target(NamedTuple):
+    key: Key
+    path: str  # of the control socket
+    expected: bool  # whether it is sure to have a control socket that answers: a module on our SDK
+
+
+class Answer(NamedTuple):
+    """text, or why there is none, in one word; neither: it has no metrics."""
+
+    key: Key
+    text: str | None = None
+    failure: str | None = None
+
+
+@dataclass(slots=True)
+class _Standing:
+    speaks: bool
+    rests_until: float
+
+
+class _Question:
+    """One connection with what has come on it so far."""
+
+    def __init__(self, target: Target, sock: socket.socket) -> None:
+        self.target = target
+        self.received = bytearray()
+        self.sock = sock
+
+    def read(self) -> bool:
+        """Whether the answer is complete, for good or ill."""
+        try:
+            while len(self.received) <= LONGEST_ANSWER:
+                piece = self.sock.recv(_PIECE)
+                self.received += piece
+                if not piece:
+                    return True
+        except BlockingIOError:
+            return self.received.endswith(b"\n")
+        except OSError:
+            pass
+        return True
+
+
+class ModuleQuestions:
+    """To be used by one thread, one round after the other."""
+
+    def __init__(self) -> None:
+        self._standings: dict[Key, _Standing] = {}
+        self._beside: list[_Question] = []
+        self._waiting: selectors.BaseSelector | None = None
+        self._silent: list[Answer] = []
+        self._hears_all = False
+
+    def ask(self, targets: Iterable[Target], *, everybody: bool = False) -> None:
+        """Send the questions of this round; `answers` has to follow. everybody: also who had nothing to say."""
+        if self._waiting is not None:
+            self.answers(0.0)  # of a round that met a defect in between
+        self._waiting, self._silent, self._hears_all = selectors.DefaultSelector(), [], everybody
+        if not everybody:
+            targets = list(targets)
+            self._hear_beside()
+            self._forget_all_but({target.key for target in targets})
+        now, beside = time.monotonic(), 0
+        for target in targets:
+            standing = self._standings.get(target.key)
+            if everybody or standing is None or standing.speaks:
+                self._await(target)
+            elif standing.rests_until <= now and beside < MOST_BESIDE:
+                beside += 1
+                self._ask_beside(target)
+
+    def answers(self, deadline: float) -> list[Answer]:
+        """What came in time, and what failed."""
+        assert self._waiting is not None
+        found = self._silent
+        with contextlib.closing(self._waiting) as waiting:
+            while waiting.get_map() and (left_s := deadline - time.monotonic()) > 0:
+                for key, _ in waiting.select(left_s):
+                    question = key.data
+                    if question.read():
+                        waiting.unregister(question.sock)
+                        found.append(self._heard(question))
+            late = [key.data for key in waiting.get_map().values()]
+        self._waiting = None
+        return [*found, *(self._late(question) for question in late)]
+
+    def _late(self, question: _Question) -> Answer:
+        """An overloaded host is no fault of the module: the next scrape looks whether its answer has come."""
+        if self._hears_all:
+            return self._unheard(question)
+        self._beside.append(question)
+        self._stand(question.target, speaks=self._speaks(question.target))
+        return Answer(question.target.key)
+
+    def _await(self, target: Target) -> None:
+        assert self._waiting is not None
+        if (question := _asked(target)) is not None:
+            self._waiting.register(question.sock, selectors.EVENT_READ, question)
+        else:
+            self._silent.append(self._no_answer(target))
+
+    def _ask_beside(self, target: Target) -> None:
+        """Its answer is looked for at the next scrape."""
+        if (question := _asked(target)) is not None:
+            self._beside.append(question)
+        else:
+            self._no_answer(target)
+
+    def _hear_beside(self) -> None:
+        """Whoever has something to say now is asked again, in this round."""
+        for question in self._beside:
+            answer = self._heard(question) if question.read() else self._unheard(question)
+            if answer.failure is not None:
+                self._silent.append(answer)
+        self._beside.clear()
+
+    def _heard(self, question: _Question) -> Answer:
+        question.sock.close()
+        answer = _read(question)
+        self._stand(question.target, speaks=bool(answer.text) or answer.failure is not None)
+        return answer
+
+    def _unheard(self, question: _Question) -> Answer:
+        question.sock.close()
+        return self._no_answer(question.target)
+
+    def _no_answer(self, target: Target) -> Answer:
+        """A fault of those only who are sure to speak, or once did."""
+        is_fault = target.expected or self._speaks(target)
+        self._stand(target, speaks=False)
+        return Answer(target.key, failure="silent" if is_fault else None)
+
+    def _speaks(self, target: Target) -> bool:
+        standing = self._standings.get(target.key)
+        return standing is not None and standing.speaks
+
+    def _stand(self, target: Target, *, speaks: bool) -> None:
+        self._standings[target.key] = _Standing(speaks, time.monotonic() + REST_S)
+
+    def _forget_all_but(self, keys: set[Key]) -> None:
+        for key in self._standings.keys() - keys:
+            del self._standings[key]
+
+
+def _asked(target: Target) -> _Question | None:
+    """None: nobody is there, too many are waiting already, or no descriptor is free."""
+    try:
+        sock = socket.socket(socket.AF_UNIX)
+    except OSError:
+        return None
+    try:
+        sock.setblocking(False)
+        sock.connect(target.path)
+        sock.send(_REQUEST)
+    except OSError:
+        sock.close()
+        return None
+    return _Question(target, sock)
+
+
+class _Metrics(msgspec.Struct):
+    text: str = ""
+
+
+class _Message(msgspec.Struct):
+    result: _Metrics | None = None
+    error: dict[str, Any] = {}
+
+
+def _read(question: _Question) -> Answer:
+    key = question.target.key
+    if not question.received:  # it hung up, or ended: that is told elsewhere
+        return Answer(key)
+    if len(question.received) > LONGEST_ANSWER:
+        return Answer(key, failure="too_large")
+    try:
+        message = msgspec.json.decode(question.received, type=_Message)
+    except (msgspec.DecodeError, RecursionError):
+        return Answer(key, failure="unparsable")
+    if message.result is not None:
+        return Answer(key, text=message.result.text)
+    # A module in another language need not have the method; any other error is one.
+    return Answer(key, failure=None if message.error.get("code") == METHOD_NOT_FOUND else "refused")

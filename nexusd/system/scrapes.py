@@ -1,0 +1,130 @@
+"""Makes pages of metrics: facts gathered on the event loop, text made in a thread, one scrape at a time.
+
+Implements `ports.MetricsPages`. Scrapes that come while one of the same kind is under way share its page.
+"""
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from nexusd.domain import health
+from nexusd.domain.fleet import Fleet, Module
+from nexusd.domain.lifecycle import Replica, Started
+from nexusd.system.exposition import Facts, ModuleWriter, write_daemon
+from nexusd.system.figures import Sources
+from nexusd.system.metrics_text import Format, Page, chosen
+from nexusd.system.module_metrics import Merging
+from nexusd.system.module_questions import Answer, Key, ModuleQuestions, Target
+
+MODULES_S = 1.0  # for the modules to answer
+MERGING_S = 2.0  # for their answers to be taken over
+COUNT_S = 0.25  # for the keeper to count bytes
+SWITCH_S = 0.0005
+
+
+class Scrapes:
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        # The thread computes for tens of milliseconds, and every system call of the event loop's thread meanwhile
+        # has to wait for the interpreter's lock: by default up to 5 ms each time.
+        sys.setswitchinterval(SWITCH_S)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+        self._questions = ModuleQuestions()
+        self._modules = ModuleWriter(sources.log_path)
+        self._judged: tuple[Fleet | None, float, bool] = None, 0.0, True
+        self._errors: Counter[tuple[str, str]] = Counter()
+        self._under_way: dict[tuple[str, str | None], asyncio.Task[bytes]] = {}
+
+    async def page(
+        self, accept: str = "", module_id: str | None = None, patience_s: float = MODULES_S
+    ) -> tuple[str, bytes]:
+        """Content type and text: of all there is, or of one module only."""
+        form = chosen(accept)
+        key = (form.content_type, module_id)
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._make(form, module_id, patience_s))
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        return form.content_type, await asyncio.shield(task)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _make(self, form: Format, module_id: str | None, patience_s: float) -> bytes:
+        facts = await self._facts()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._thread, self._write, facts, form, module_id, min(patience_s, MODULES_S)
+        )
+
+    async def _facts(self) -> Facts:
+        sources = self._sources
+        written = await sources.keeper.log_bytes(COUNT_S)
+        return Facts(
+            time.monotonic(),
+            sources.version,
+            sources.started_at,
+            sources.fleet(),
+            sources.figures.copy(),
+            sources.keeper.processes(),
+            written,
+            sources.keeper.connected,
+            sources.connections(),
+            sources.audit_lines(),
+            Counter(self._errors),
+        )
+
+    # In the thread
+
+    def _write(self, facts: Facts, form: Format, module_id: str | None, patience_s: float) -> bytes:
+        page = Page()
+        deadline = time.monotonic() + patience_s
+        modules = facts.fleet.modules.values() if module_id is None else _one(facts.fleet, module_id)
+        self._questions.ask(self._targets(modules), everybody=module_id is not None)
+        if module_id is None:
+            write_daemon(page, facts, self._is_ready(facts.fleet))
+        for failed in self._modules.write(page, facts, modules):
+            self._errors[failed, "defect"] += 1
+        self._merge(page, deadline)
+        return page.text(form)
+
+    def _is_ready(self, fleet: Fleet) -> bool:
+        """Looked at again when anything has changed."""
+        share = self._sources.most_unhealthy()
+        if fleet is not self._judged[0] or share != self._judged[1]:
+            self._judged = fleet, share, health.readiness(fleet.modules.values(), share).ready
+        return self._judged[2]
+
+    def _targets(self, modules: Iterable[Module]) -> list[Target]:
+        return [
+            self._target(module, replica, replica.state.run)
+            for module in modules
+            for replica in module.current
+            if isinstance(replica.state, Started)
+        ]
+
+    def _target(self, module: Module, replica: Replica, run: str) -> Target:
+        is_python = module.definition_of(replica).manifest.run.python is not None
+        return Target((module.id, *replica.key), self._sources.control_path(run), is_python)
+
+    def _merge(self, page: Page, deadline: float) -> None:
+        merging = Merging(page, deadline + MERGING_S)
+        for (module_id, index, _), text, failure in sorted(self._questions.answers(deadline), key=_place):
+            if failure is not None:
+                merging.errors[module_id, failure] += 1
+            elif text:
+                merging.add(module_id, index, text)
+        self._errors += merging.errors
+
+
+def _place(answer: Answer) -> Key:
+    """The same order at each scrape. A replica may have two: what it failed to say before, and what it says now."""
+    return answer.key
+
+
+def _one(fleet: Fleet, module_id: str) -> list[Module]:
+    return [fleet.modules[module_id]] if module_id in fleet.modules else []

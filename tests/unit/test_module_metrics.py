@@ -1,0 +1,139 @@
+"""Modules' own metrics on one page: labelled, merged; what is broken is left out and counted."""
+
+import time
+
+import pytest
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as open_metrics
+
+from nexusd.system import module_metrics
+from nexusd.system.metrics_text import Page, chosen
+from nexusd.system.module_metrics import Merging
+from tests.promtool import promtool
+
+ONE, TWO = "mesh/one", "mesh/two"
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
+GOOD = """\
+# HELP beats_total Beats
+# TYPE beats_total counter
+beats_total{kind="a"} 3.0
+"""
+
+
+class Merged:
+    """A page, and what was said to it."""
+
+    def __init__(self, *told: tuple[str, str], deadline: float | None = None) -> None:
+        self.page = Page()
+        self.merging = Merging(self.page, time.monotonic() + 60 if deadline is None else deadline)
+        for module_id, text in told:
+            self.merging.add(module_id, 0, text)
+
+    def text(self, accept: str = "") -> str:
+        return self.page.text(chosen(accept)).decode()
+
+    @property
+    def errors(self) -> dict[tuple[str, str], int]:
+        return dict(self.merging.errors)
+
+
+def test_a_family_of_several_modules_has_one_head_and_their_names_as_labels() -> None:
+    merged = Merged((ONE, GOOD), (TWO, GOOD))
+    assert merged.text() == (
+        "# HELP beats_total Beats\n"
+        "# TYPE beats_total counter\n"
+        'beats_total{kind="a",module="mesh/one",replica="0"} 3.0\n'
+        'beats_total{kind="a",module="mesh/two",replica="0"} 3.0\n'
+    )
+    assert merged.errors == {}
+
+
+def test_open_metrics_names_the_family_and_ends() -> None:
+    text = Merged((ONE, GOOD)).text(OPEN_METRICS)
+    assert "# TYPE beats counter\n" in text
+    assert text.endswith("# EOF\n")
+    (family,) = open_metrics.text_string_to_metric_families(text)
+    assert family.samples[0].labels == {"kind": "a", "module": ONE, "replica": "0"}
+
+
+def test_labels_that_are_named_like_ours_are_exported_as_prometheus_does_it() -> None:
+    merged = Merged((ONE, 'a{module="x",replica="9",exported_module="y"} 1\n'))
+    labels = (
+        'exported_exported_module="x",exported_module="y",exported_replica="9",module="mesh/one",replica="0"'
+    )
+    assert f"a{{{labels}}} 1.0\n" in merged.text()
+
+
+def test_of_two_types_of_one_name_the_later_is_left_out() -> None:
+    merged = Merged(
+        (ONE, GOOD), (TWO, "# TYPE beats_total gauge\nbeats_total 1\n# TYPE fine gauge\nfine 1\n")
+    )
+    assert TWO not in merged.text().split("# TYPE fine")[0]
+    assert 'fine{module="mesh/two",replica="0"} 1.0' in merged.text()
+    assert merged.errors == {(TWO, "conflict"): 1}
+
+
+def test_a_sample_of_one_family_is_no_family_of_another() -> None:
+    histogram = '# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_count 1\nh_sum 1\n'
+    merged = Merged((ONE, histogram), (TWO, "# TYPE h_count gauge\nh_count 5\n"))
+    assert merged.errors == {(TWO, "conflict"): 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("no { sense", "unparsable"),
+        ("a 1\nb\n", "unparsable"),
+        ("# TYPE a nonsense\na 1\n", "unparsable"),
+        ("# TYPE a stateset\na 1\n", "invalid"),
+        ('a{b="\ud800"} 1\n', "unparsable"),
+        ("a 1\na 2\n", "duplicate"),
+        ("# TYPE a gauge\na 1\na 1\n", "duplicate"),
+        ('{"with.dots"} 1\n', "invalid"),
+        ('a{"with.dots"="x"} 1\n', "invalid"),
+        ('a{__name__="x"} 1\n', "unparsable"),
+        ("# TYPE a_total_total counter\na_total_total 1\n", "invalid"),
+        ("nexus_ready 0\n", "conflict"),
+    ],
+)
+def test_what_a_module_gets_wrong_is_counted_and_spoils_nothing(text: str, reason: str) -> None:
+    merged = Merged((ONE, GOOD), (TWO, text), ("mesh/three", GOOD))
+    assert merged.errors == {(TWO, reason): 1}
+    assert merged.text().count("beats_total{") == 2
+    promtool("check", "metrics", text=merged.text().encode())
+    list(open_metrics.text_string_to_metric_families(merged.text(OPEN_METRICS)))
+
+
+def test_more_samples_than_anybody_wants_are_left_out() -> None:
+    text = "".join(f'a{{n="{n}"}} 1\n' for n in range(module_metrics.MOST_SAMPLES + 1))
+    merged = Merged((ONE, text), (TWO, GOOD))
+    assert merged.errors == {(ONE, "too_large"): 1}
+    assert merged.text().count("\n") == 3
+
+
+def test_when_the_time_is_over_no_long_text_is_looked_at() -> None:
+    text = "".join(f'a{{n="{n}"}} 1\n' for n in range(200))
+    assert Merged((ONE, text), deadline=0.0).errors == {(ONE, "too_late"): 1}
+
+
+def test_timestamps_and_creation_times_are_left_out() -> None:
+    text = "# TYPE a_total counter\na_total 1 1700000000000\n# TYPE s summary\ns_sum 1\ns_count 1\n"
+    assert 'a_total{module="mesh/one",replica="0"} 1.0\n' in Merged((ONE, text)).text()
+
+
+@pytest.mark.parametrize("accept", ["", OPEN_METRICS])
+def test_values_and_labels_of_all_kinds_come_through_unchanged(accept: str) -> None:
+    labels = 'x="back\\\\slash \\"quote\\" line\\nend ü \u2028",y=""'
+    text = "".join(
+        f"{name}{{{labels}}} {value}\n"
+        for name, value in zip("abcd", ("NaN", "+Inf", "1e-9", "-7"), strict=True)
+    )
+    merged = Merged((ONE, text)).text(accept)
+    parse = open_metrics if accept else parser
+    found = {
+        sample.name: sample
+        for family in parse.text_string_to_metric_families(merged)
+        for sample in family.samples
+    }
+    assert found["a"].labels["x"] == 'back\\slash "quote" line\nend ü \u2028'
+    assert [str(found[name].value) for name in "abcd"] == ["nan", "inf", "1e-09", "-7.0"]
