@@ -15,6 +15,8 @@ from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nexusd import __version__
 from nexusd.catalogue import Catalogue
 from nexusd.chaos import Conductor
@@ -23,7 +25,7 @@ from nexusd.domain import lifecycle
 from nexusd.domain.access import SecurityContext, authority
 from nexusd.domain.errors import NexusError, NotPossible, ShuttingDown
 from nexusd.domain.fleet import Fleet, Module, Want
-from nexusd.keeper import host
+from nexusd.keeper import host, protocol
 from nexusd.keeper.client import KeeperClient
 from nexusd.keeper.proctable import become_subreaper, is_any_stopped
 from nexusd.operations import Operations
@@ -82,7 +84,8 @@ class UniversalDaemon:
             _lock(os.path.join(folder, "nexusd.lock")) for folder in (config.runtime, config.state)
         ]
         self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
-        self._keeper = KeeperClient(config.runtime, os.path.join(config.logs, "keeper.log"), self._hear)
+        stderr_path = os.path.join(config.logs, "keeper.log")
+        self._keeper = KeeperClient(config.runtime, stderr_path, self._hear, as_json=_json)
         self._keeper.open()  # first: it boots while the rest is read
         self._store.open()
         if self._store.set_aside:
@@ -398,6 +401,13 @@ class UniversalDaemon:
         log.warning("%s", text)
         if text not in self._warnings:
             self._warnings.append(text)
+
+
+def _json(message: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(message)
+    except UnicodeEncodeError:  # an environment may hold bytes that are no UTF-8
+        return protocol.as_json(message)
 
 
 def _nothing_runs(fleet: Fleet) -> bool:

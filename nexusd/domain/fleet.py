@@ -53,12 +53,14 @@ class Module(Struct, frozen=True):
     @property
     def current(self) -> tuple[Replica, ...]:
         """The replicas that count: of the generation that each index has by now, within the wanted number."""
-        at, old = self.replaced, self.generation
-        new = self.upgrade.generation if self.upgrade else old
+        old, count = self.generation, self.count
+        if self.upgrade is None:  # nearly always, and asked several times an event
+            return tuple([one for one in self.replicas if one.index < count and one.generation == old])
+        at, new = self.replaced, self.upgrade.generation
         return tuple(
             one
             for one in self.replicas
-            if one.index < self.count and one.generation == (new if one.index < at else old)
+            if one.index < count and one.generation == (new if one.index < at else old)
         )
 
     @property

@@ -61,12 +61,19 @@ class KeeperClient:
     """Its methods are to be called from the event loop's thread. hung_s: how long a keeper may be silent."""
 
     def __init__(
-        self, runtime: str, stderr_path: str, hear: Callable[[Message], None], hung_s: float = HUNG_S
+        self,
+        runtime: str,
+        stderr_path: str,
+        hear: Callable[[Message], None],
+        hung_s: float = HUNG_S,
+        as_json: Callable[[Message], bytes] = protocol.as_json,
     ) -> None:
+        """as_json: nexusd may have a faster one than the standard library."""
         self._runtime = runtime
         self._stderr_path = stderr_path
         self._hear = hear
         self._hung_s = hung_s
+        self._as_json = as_json
         self._soft_files = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sock: socket.socket | None = None
@@ -336,7 +343,7 @@ class KeeperClient:
 
     def _send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """Descriptors may be closed after this. Raises TooLong, OSError when none is free."""
-        packet = protocol.encode(message)
+        packet = protocol.encode(message, self._as_json)
         if self._sock is None or self._loop is None:
             return  # the next keeper is told the whole state anyway
         waited = bool(self._outbox)

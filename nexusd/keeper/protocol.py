@@ -29,6 +29,7 @@ import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Message = dict[str, Any]
@@ -96,9 +97,13 @@ def check_fields(where: str, found: Message, fields: dict[str, Any]) -> None:
             check_fields(f"{where}{name}.", value, wanted)
 
 
-def encode(message: Message) -> bytes:
+def as_json(message: Message) -> bytes:
+    return _ENCODER.encode(message).encode()
+
+
+def encode(message: Message, as_json: Callable[[Message], bytes] = as_json) -> bytes:
     """One packet. Raises TooLong past PACKET_BYTES."""
-    packet = _ENCODER.encode(message).encode()
+    packet = as_json(message)
     if len(packet) > PACKET_BYTES:
         raise TooLong(f"{message.get('say')}: {len(packet)} bytes, a packet takes {PACKET_BYTES}")
     return packet
