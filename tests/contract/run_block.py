@@ -47,7 +47,7 @@ async def run_inside(code: str, names: Names) -> None:
     await daemon.discover_and_load_modules()
     await daemon.start()
     running = asyncio.create_task(daemon.run())
-    while (await get_status())["modules"]["by_state"].keys() - {"started"}:
+    while (figures := (await get_status())["health"]["statistics"])["healthy"] < figures["total"]:
         await asyncio.sleep(0.01)
     await run(code, names)
     await daemon.shutdown()

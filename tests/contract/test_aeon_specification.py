@@ -85,7 +85,7 @@ def run_python(world: World, nexus: Nexus, mode: str, code: str) -> list[tuple[s
 def bound_by(request: pytest.FixtureRequest, linked: World, fleet: Nexus) -> Callable[[str], list[Any]]:
     """What a block binds to the names `status` and `result`, in order."""
     if request.param == "socket":
-        fleet.start().until_state(HEARTBEAT, "started")
+        fleet.start().until(HEARTBEAT, lambda status: status["health"] == "healthy")
 
     def values(code: str) -> list[Any]:
         bound = run_python(linked, fleet, request.param, code)
@@ -347,21 +347,16 @@ def test_the_orchestration_script_does_so_in_the_daemons_own_process(linked: Wor
     assert script.end() == 0
 
 
-def test_the_orchestration_script_believes_a_healing_that_succeeded(world: World, nexus: Nexus) -> None:
+def test_the_orchestration_script_heals_what_has_failed(world: World, trio: Nexus) -> None:
     set_up(world)
-    answers: dict[str, Any] = {
-        "check_readiness": {"ready": False},
-        "get_status": {"health": {"statistics": {"total": 3, "unhealthy": 1}}},
-    }
+    trio.start()
+    until_all(trio, "started")
+    script = Orchestration(world, trio)
+    assert "NEXUS healthy" in script.look()
 
-    def heal(_params: object, _connection: object) -> dict[str, Any]:
-        answers["check_readiness"] = {"ready": True}
-        return {"healed": ["a/1"]}
-
-    answers["trigger_healing"] = heal
-    with FakeDaemon(nexus.socket, answers):
-        script = Orchestration(world, nexus)
-        assert "Healing triggered successfully" in script.look()
-        assert "NEXUS healthy" in script.next_look()
-        assert script.end() == 0
-    nexus.socket.unlink()
+    break_all(trio)
+    (trio.home / "broken").unlink()
+    assert "Healing triggered successfully" in script.next_look()
+    assert {trio.status(f"a/{number}")["state"] for number in range(3)} == {"started"}
+    assert "NEXUS healthy" in script.next_look()
+    assert script.end() == 0
