@@ -261,7 +261,8 @@ class Conductor:
             return View(None, in_a_hurry=self._leaving)
         found, reasons = health.health_of(module)
         stopped = self._stopped(module, trial) if trial.is_thawing else frozenset()
-        return View(module, found, tuple(reasons), stopped, self._leaving)
+        calm_s = self._clock.now() - max((replica.since for replica in module.current), default=0.0)
+        return View(module, found, tuple(reasons), stopped, self._leaving, calm_s)
 
     def _stopped(self, module: Module, trial: Trial) -> frozenset[str]:
         runs = {target.run for target in trial.targets}

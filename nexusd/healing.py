@@ -3,6 +3,7 @@
 It never touches what an operator stopped. When a module counts as unhealthy is `domain.health`'s.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ from nexusd.reach import Patience, Reach
 from nexusd.supervisor import Supervisor
 
 LONGEST_S = 60.0  # what is not well by then was not helped
+WELL_S = lifecycle.PROBATION_S  # what ends again sooner was not helped either
 _BAD = (ModuleState.FAILED, ModuleState.BACKOFF)
 
 
@@ -38,6 +40,7 @@ class Healing:
         ids = [module.id for module in broken]
         if broken and patience.wait:
             await self._until_settled(ids, patience.timeout_s or LONGEST_S)
+            await self._while_well(ids)
         told = self._outcome(ids, patience.wait)
         skipped = {module.id: reason for module in asked if (reason := why_not(module)) is not None}
         figures = {"before": asdict(before), "after": asdict(statistics(self._fleet.modules.values()))}
@@ -72,9 +75,16 @@ class Healing:
         except TimeoutError:
             return  # the answer says of each what it is by now
 
+    async def _while_well(self, ids: list[str]) -> None:
+        def fell_again(fleet: Fleet) -> bool:
+            return not any(_is_well(fleet.modules.get(one)) for one in ids)
+
+        with contextlib.suppress(TimeoutError):
+            await self._supervisor.until(ids, fell_again, WELL_S)
+
     def _outcome(self, ids: list[str], waited: bool) -> dict[str, Any]:
         modules = [self._fleet.modules[one] for one in ids if one in self._fleet.modules]
-        healed = [one.id for one in modules if health_of(one)[0] is Health.HEALTHY]
+        healed = [one.id for one in modules if _is_well(one)]
         left = {one.id: _state_in_words(one) for one in modules if one.id not in healed}
         for module in modules:
             outcome = "healed" if module.id in healed else left[module.id] if waited else "under way"
@@ -87,6 +97,13 @@ class Healing:
     @property
     def _fleet(self) -> Fleet:
         return self._supervisor.fleet
+
+
+def _is_well(module: Module | None) -> bool:
+    """Healthy, and not started by itself since: the healing began its count of restarts anew."""
+    if module is None or health_of(module)[0] is not Health.HEALTHY:
+        return False
+    return not any(replica.history.in_a_row for replica in module.current)
 
 
 def can_be_healed(module: Module) -> bool:

@@ -167,6 +167,7 @@ class View(Struct, frozen=True):
     reasons: tuple[str, ...] = ()
     stopped: frozenset[str] = frozenset()
     in_a_hurry: bool = False  # nexusd is leaving: nothing is waited for but the rollback itself
+    calm_s: float = math.inf  # how long none of its replicas has changed its state
 
 
 class Steadiness(Struct, frozen=True):

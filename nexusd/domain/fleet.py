@@ -459,7 +459,9 @@ class _Turn:
         before = next((replica for replica in module.replicas if replica.key == key), None)
         if before is None or module.definition is None:
             return
-        policy = lifecycle.policy_of(module.definition_of(before).manifest)
+        manifest = module.definition_of(before).manifest
+        is_successor = module.upgrade is not None and before.generation == module.upgrade.generation
+        policy = lifecycle.policy_of(manifest, on_probation=is_successor)
         after, actions = lifecycle.step(before, event, policy, self._moment)
         self.actions.extend(Order(after, action) for action in actions)
         if after is not before:

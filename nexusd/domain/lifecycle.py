@@ -22,6 +22,7 @@ from nexusd.domain.manifest_sections import Manifest, Restart
 # How the reasons begin for which a replica is stopped without having been asked to.
 TOO_SLOW = "not ready within"
 SILENT = "no WATCHDOG=1 within"
+PROBATION_S = 1.0  # how long a program must run before it counts as better than the one it is to replace
 KILL_TIMEOUT_S = 10.0  # from SIGKILL until a process counts as one that cannot be killed
 
 
@@ -64,9 +65,13 @@ class Policy(Struct, frozen=True):
     watchdog_s: float | None
     restart: Restart
     checks: Plan = NO_CHECKS
+    probation_s: float | None = None
 
 
-def policy_of(manifest: Manifest) -> Policy:
+def policy_of(manifest: Manifest, *, on_probation: bool = False) -> Policy:
+    """On probation: nothing but its running speaks for a program without READY=1 and without checks."""
+    plan = checks.plan_of(manifest)
+    says_nothing = manifest.run.ready == "started" and not plan.lasting
     return Policy(
         manifest.run.ready == "started",
         manifest.start.timeout,
@@ -74,7 +79,8 @@ def policy_of(manifest: Manifest) -> Policy:
         signal.Signals[manifest.stop.signal],
         manifest.health.watchdog,
         manifest.restart,
-        checks.plan_of(manifest),
+        plan,
+        PROBATION_S if on_probation and says_nothing else None,
     )
 
 
@@ -103,6 +109,7 @@ class Started(Struct, frozen=True, tag="started"):
     run: str
     pid: int | None
     deadline: float | None = None  # of the module's watchdog
+    probation: float | None = None  # monotonic seconds until which it has to run before it is trusted
 
 
 class Stopping(Struct, frozen=True, tag="stopping"):
@@ -292,7 +299,8 @@ class Replica(Struct, frozen=True):
 
     @property
     def deadline(self) -> float | None:
-        return getattr(self.state, "deadline", None)
+        ends = (getattr(self.state, "deadline", None), getattr(self.state, "probation", None))
+        return min((end for end in ends if end is not None), default=None)
 
     @property
     def state_name(self) -> str:
@@ -410,7 +418,8 @@ def _begin_if_ready(replica: Replica, policy: Policy, moment: Moment) -> Replica
     plan = policy.checks
     if not (has_passed_gate(replica, plan) and (replica.state.announced or plan.ready_by_gate)):
         return replica
-    state = Started(replica.state.run, replica.state.pid, _watchdog_deadline(policy, moment))
+    probation = None if policy.probation_s is None else moment.now + policy.probation_s
+    state = Started(replica.state.run, replica.state.pid, _watchdog_deadline(policy, moment), probation)
     return _enter(replica, state, moment, reason=checks.objection(plan, replica.checks))
 
 
@@ -479,6 +488,14 @@ def _too_slow(replica: Replica, _event: Event, policy: Policy, moment: Moment) -
     if gate is not None and (tally := replica.checks.get(gate)) is not None and not tally.has_passed:
         failure += f"; {checks.complaint(policy.checks, gate, tally)}"
     return _terminate(replica, policy.stop_signal, failure, policy, moment)
+
+
+def _time_passed(replica: Replica, event: Event, policy: Policy, moment: Moment) -> Step:
+    state = replica.state
+    assert isinstance(state, Started)
+    if state.probation is not None and state.probation <= moment.now:
+        return replace(replica, state=replace(state, probation=None)), ()
+    return _silent(replica, event, policy, moment)
 
 
 def _silent(replica: Replica, _event: Event, policy: Policy, moment: Moment) -> Step:
@@ -592,7 +609,7 @@ TRANSITIONS: dict[tuple[type[State], type[Event]], Callable[[Replica, Event, Pol
     (Started, Said): _said,
     (Started, Checked): _checked,
     (Started, Exited): _ended,
-    (Started, Expired): _silent,
+    (Started, Expired): _time_passed,
     (Stopping, Start): _want,
     (Stopping, Stop): _unwant,
     (Stopping, Renew): _want,

@@ -15,6 +15,7 @@ from nexusd.domain.health import Health
 from nexusd.domain.lifecycle import Replica
 
 RECOVERY_S = 30.0  # from the rollback until the module must be in its steady state again
+CALM_S = 1.0  # how long it has to be steady in the end: what crashes again at once has not recovered
 LOOK_AGAIN_S = 0.05  # how often it is looked whether what was resumed goes on
 
 
@@ -92,11 +93,9 @@ def look(trial: Trial, view: View, now: float) -> Trial:
         return trial
     seen = tuple(_seen(target, trial, view, now) for target in trial.targets)
     trial = replace(trial, targets=seen, gave_up=trial.gave_up or _gave_up(view.module))
-    if (
-        trial.recovered_at is None
-        and steadiness(view).is_steady
-        and all(target.recovered_at is not None for target in seen)
-    ):
+    if not steadiness(view).is_steady:
+        trial = replace(trial, recovered_at=None)  # it had only seemed so
+    elif trial.recovered_at is None and all(target.recovered_at is not None for target in seen):
         trial = replace(trial, recovered_at=now)
     return _while_injected(trial, view, now) if trial.phase is Phase.INJECTED else _after(trial, view, now)
 
@@ -106,7 +105,14 @@ def next_look(trial: Trial, view: View, now: float) -> float | None:
     if trial.phase is Phase.INJECTED and trial.injected_at is not None:
         return trial.injected_at + trial.experiment.duration_s
     if trial.phase is Phase.ROLLED_BACK and trial.rolled_back_at is not None:
-        return now + LOOK_AGAIN_S if _may_be_held(trial, view, now) else trial.rolled_back_at + RECOVERY_S
+        if _may_be_held(trial, view, now):
+            return now + LOOK_AGAIN_S
+        calm_at = now + CALM_S - view.calm_s
+        return (
+            min(calm_at, trial.rolled_back_at + RECOVERY_S)
+            if calm_at > now
+            else trial.rolled_back_at + RECOVERY_S
+        )
     return None
 
 
@@ -115,7 +121,9 @@ def _while_injected(trial: Trial, view: View, now: float) -> Trial:
     if (reason := _interference(trial, view.module)) is not None:
         return ended_early(trial, "aborted", reason, now)
     time_is_up = now >= trial.injected_at + trial.experiment.duration_s
-    nothing_follows = trial.recovered_at is not None or trial.gave_up is not None
+    # Of several that give up all are waited for: the rollback starts what has ended by then.
+    all_hit = all(target.detected_at is not None for target in trial.targets)
+    nothing_follows = trial.recovered_at is not None or (trial.gave_up is not None and all_hit)
     return _rolled_back(trial, now) if time_is_up or nothing_follows else trial
 
 
@@ -130,7 +138,7 @@ def _after(trial: Trial, view: View, now: float) -> Trial:
         return trial
     steady = steadiness(view)
     hopeless = view.in_a_hurry or view.module is None or not view.module.wanted
-    if steady.is_steady or hopeless or now >= trial.rolled_back_at + RECOVERY_S:
+    if (steady.is_steady and view.calm_s >= CALM_S) or hopeless or now >= trial.rolled_back_at + RECOVERY_S:
         return replace(trial, phase=Phase.OVER, ended_at=now, after=steady)
     return trial
 

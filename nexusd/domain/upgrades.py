@@ -96,7 +96,9 @@ def _has_failed(replica: Replica, plan: Plan) -> bool:
 
 
 def _is_proven(replica: Replica, plan: Plan) -> bool:
-    """Ready, and each of its checks has passed."""
+    """Ready, past its probation, and each of its checks has passed."""
+    if getattr(replica.state, "probation", None) is not None:
+        return False
     return is_ready(replica) and all(tally.has_passed for tally in _lasting(replica, plan))
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from nexusd.chaos import Conductor
-from nexusd.domain import lifecycle
+from nexusd.domain import lifecycle, trial
 from nexusd.domain.chaos import Experiment, experiment_of
 from nexusd.domain.errors import Busy, InvalidParams, NotPossible, TimedOut
 from nexusd.domain.fleet import News, Put, Want
@@ -93,6 +93,7 @@ class House:
             self.tell(module_id, lifecycle.Spawned, 100 * number)
             self.tell(module_id, lifecycle.Ready)
         self.log.clear()
+        self.time.time += 60
         if stored:
             self.conductor.restore(stored)
 
@@ -117,8 +118,10 @@ class House:
         self.supervisor.handle(News(module_id, replica.key, kind(replica.run, *more)))
 
     def recovers(self, module_id: str = ONE) -> None:
+        """And is well for as long as it takes to be believed."""
         self.tell(module_id, lifecycle.Exited, KILLED)
         self.tell(module_id, lifecycle.Ready)
+        self.pass_time(trial.CALM_S)
 
     def pass_time(self, seconds: float) -> None:
         """As the event loop does it: whose alarm is earliest rings first."""
@@ -277,8 +280,7 @@ def test_an_operator_who_stops_the_module_ends_the_experiment_and_it_is_not_star
 def test_what_has_given_up_is_started_again_with_a_fresh_budget() -> None:
     async def told(house: House) -> None:
         started = await house.conductor.begin(asked(), "alice")
-        house.tell(ONE, lifecycle.Exited, KILLED)
-        house.tell(ONE, lifecycle.Ready)
+        house.recovers()
         report = await house.conductor.finished(started, None)
         assert report["verdict"]["outcome"] == "gave up"
         assert report["rollback"] == "started again: killed by SIGKILL"

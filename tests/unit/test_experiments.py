@@ -1,5 +1,6 @@
 """Experiments as values: what may be asked for, who is hit, and what a look at the module makes of them."""
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -72,6 +73,7 @@ class Story(Rehearsal):
             self.ready(ONE, index=replica.index)
         self.stopped: frozenset[str] = frozenset()
         self.leaving = False
+        self.calm_s = math.inf
         experiment = experiment_of(kind, ONE, share, 10, 7)
         chosen = chaos.targets(experiment, self.module(ONE), self.view(), random.Random(7).sample)
         before = chaos.steadiness(self.view())
@@ -80,7 +82,7 @@ class Story(Rehearsal):
     def view(self) -> View:
         found = self.fleet.modules.get(ONE)
         health, reasons = health_of(found) if found else (Health.UNHEALTHY, ())
-        return View(found, health, reasons, self.stopped, self.leaving)
+        return View(found, health, reasons, self.stopped, self.leaving, self.calm_s)
 
     def look(self) -> Phase:
         self.trial = trial.look(self.trial, self.view(), self.now)
@@ -226,6 +228,32 @@ def test_a_module_that_gives_up_is_rolled_back_at_once_and_needs_a_start(
     assert shown["verdict"] == {"recovered": False, "outcome": "gave up", "reason": reason}
     assert shown["steady_after"]["steady"]
     assert (shown["recovered_s"], shown["targets"][0]["recovered_s"]) == (None, None)
+
+
+def test_of_several_that_give_up_all_are_waited_for() -> None:
+    story = Story(share=2, count=2)
+    story.inject()
+    story.exits(ONE, CLEAN)
+    assert story.look() is Phase.INJECTED
+    story.exits(ONE, CLEAN, index=1)
+    assert story.look() is Phase.ROLLED_BACK
+
+
+def test_what_crashes_again_at_once_has_not_recovered() -> None:
+    story = Story()
+    story.inject()
+    story.now = 2.0
+    story.exits(ONE, KILLED)
+    story.ready(ONE)
+    story.calm_s = 0.0
+    assert story.look() is Phase.ROLLED_BACK
+    assert story.look() is Phase.ROLLED_BACK
+    assert trial.next_look(story.trial, story.view(), story.now) == 2.0 + trial.CALM_S
+    story.exits(ONE, KILLED)
+    assert story.look() is Phase.ROLLED_BACK
+    story.now += trial.RECOVERY_S
+    assert story.look() is Phase.OVER
+    assert story.report["verdict"]["outcome"] == "not recovered"
 
 
 def test_a_module_that_takes_too_long_has_not_recovered() -> None:

@@ -52,6 +52,27 @@ def test_each_replica_is_replaced_when_its_successor_is_ready_and_the_next_when_
     assert fleet.module(ECHO).definition == NEW
 
 
+SILENT = definition(ECHO, "new", replicas=3, run={"exec": ["./run"]})
+
+
+def test_a_program_that_says_nothing_replaces_nobody_before_it_has_run_for_a_second():
+    fleet = three()
+    begin(fleet, SILENT)
+    assert fleet.news(ECHO, lifecycle.Running, generation=2) == []
+    assert fleet.pass_time(lifecycle.PROBATION_S) == [f"SIGTERM {ECHO}#0"]
+
+
+def test_a_program_that_ends_on_probation_ends_the_reload_and_the_old_ones_never_noticed():
+    fleet = three()
+    others = [fleet.replica(ECHO, index, 1) for index in range(3)]
+    begin(fleet, SILENT)
+    fleet.news(ECHO, lifecycle.Running, generation=2)
+    fleet.pass_time(0.5)
+    fleet.exits(ECHO, CRASH, generation=2)
+    assert fleet.module(ECHO).refused is not None
+    assert list(fleet.module(ECHO).replicas) == others
+
+
 def test_the_module_is_started_all_the_time():
     fleet = three()
     begin(fleet)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from nexusd import healing
 from nexusd.domain import lifecycle
 from nexusd.domain.errors import BadValue, DependencyFailed, NoSuchModule, NotPossible, StartFailed, TimedOut
 from nexusd.domain.fleet import ModuleState, Put, Scale, Want
@@ -15,6 +16,12 @@ from tests.house import AT_ONCE, BUS, ECHO, FULL, GREETER, IMPATIENT, PATIENT, H
 @pytest.fixture
 def house() -> House:
     return House()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real time, which the tests of healing have none of."""
+    monkeypatch.setattr(healing, "WELL_S", 0.0)
 
 
 def has_failed(house: House, module_id: str) -> None:
@@ -335,6 +342,17 @@ def test_what_fails_again_was_not_helped_and_says_why(broken):
     told = outcome(broken.operations.heal(None, PATIENT), lambda: broken.exits(ECHO))
     assert (told["helped"], told["healed"]) == (False, [])
     assert "exit status 1 before it was ready" in told["not_healed"][ECHO]
+
+
+def test_what_ends_again_after_a_moment_was_not_helped(broken, monkeypatch):
+    monkeypatch.setattr(healing, "WELL_S", 60.0)
+
+    def start_and_fall() -> None:
+        broken.ready(ECHO)
+        asyncio.get_running_loop().call_soon(lambda: asyncio.get_running_loop().call_soon(broken.exits, ECHO))
+
+    told = outcome(broken.operations.heal(None, PATIENT), start_and_fall)
+    assert (told["helped"], told["healed"]) == (False, [])
 
 
 def test_one_that_backs_off_waits_no_longer(house):
