@@ -379,6 +379,7 @@ class UniversalDaemon:
         await self._events.flush()
         self._store.close()
         self._audit.close()
+        self._copies.close()
         for lock in self._locks:
             os.close(lock)
 

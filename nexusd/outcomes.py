@@ -124,7 +124,7 @@ class Outcomes:
             after = (
                 "all replicas are the old one's"
                 if well
-                else f"the old one is {module.state}: {module.reason}"
+                else f"the old one is {module.state}" + (f": {module.reason}" if module.reason else "")
             )
         what = f"{module.id} was not reloaded: the new generation failed ({reason}); {after}"
         return self._told_by(module, refusal.successor, what, reason)

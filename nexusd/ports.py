@@ -169,6 +169,9 @@ class Copies(Protocol):
     def keep(self, definition: Definition) -> None:
         """Copy its code, unless that was done or the files are another definition's by now."""
 
+    async def settled(self) -> None:
+        """Returns when what was to be copied is copied."""
+
     def kept(self, definition: Definition) -> Definition | None:
         """The same definition with its code where nobody changes it; None when there is no copy."""
 

@@ -86,11 +86,19 @@ class Reloading:
         for observer in self._before:
             observer(module_id)
         states = await self._export_states(self._reach.module(module_id))
+        if strategy == "rolling":
+            await self._copy_first(self._reach.module(module_id), definition)
         module = self._reach.module(module_id)
         renewal = self._renewal(module, definition, strategy)
         self._configs.hand_over(module, states)
         self._supervisor.handle(renewal)
         return runs_of(module)
+
+    async def _copy_first(self, module: Module, definition: Definition) -> None:
+        """What is in force can still be copied where the files are the same."""
+        if module.definition is not None and definition.digest == module.definition.digest:
+            self._copies.keep(module.definition)
+        await self._copies.settled()
 
     async def _see_to_the_end(self, module_id: str, strategy: str, former: frozenset[str]) -> None:
         """Clear away and tell, also when whoever asked waits no longer."""
@@ -117,8 +125,6 @@ class Reloading:
         assert module.definition is not None
         if strategy != "rolling" or module.count < 2:
             return Renewal(module.id, definition, beside=strategy != "immediate")
-        if definition.digest == module.definition.digest:
-            self._copies.keep(module.definition)
         former = self._copies.kept(module.definition)
         if former is None and module.ready:
             raise NotPossible(

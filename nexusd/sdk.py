@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 HOOKS = ("start", "stop", "health", "configure", "export_state", "import_state")
-Health = bool | str | tuple[str, str] | None
+Health = bool | str | tuple[str, str] | dict[str, str | None] | None
 
 
 def _nobody_listens(message: str) -> bool:
@@ -109,7 +109,7 @@ class Module:
         """Finish what is in flight and let go. After the manifest's `[stop] timeout` comes SIGKILL."""
 
     async def health(self) -> Health:
-        """None, True or "healthy": all is well. ("degraded", "why") or ("unhealthy", "why"): not so.
+        """None, True or "healthy": all is well. ("degraded", "why"), {"status": "unhealthy", "reason": "why"}: not so.
         False is unhealthy without a reason; so is an exception, with its text for a reason."""
         return None
 

@@ -264,6 +264,8 @@ class FakeCopies:
 
     def keep(self, definition: Definition) -> None: ...
 
+    async def settled(self) -> None: ...
+
     def kept(self, definition: Definition) -> Definition | None:
         return None if definition.id in self.lost else replace(definition, folder=f"/copies/{definition.id}")
 

@@ -127,8 +127,13 @@ def authorise(caller: Caller, permission: str, grants: Grants, context: Security
     if not permits(grants.permissions_of(caller), permission):
         raise _denied(caller, permission, grants, _who_could(permission, grants))
     if not permits(context.bound(), permission):
-        hint = f"this daemon runs for {context.principal}, whose security context does not hold {permission}"
-        raise _denied(caller, permission, grants, hint)
+        raise _denied(
+            caller,
+            permission,
+            grants,
+            "its security context was given with the daemon: SecurityContext(permissions=…)",
+            without=f"this daemon's security context ({context.principal})",
+        )
 
 
 def authority(grants: Grants, context: SecurityContext) -> Callable[[Caller, str], None]:
@@ -151,9 +156,11 @@ def _is_wider(pattern: str, other: str) -> bool:
     return pattern != other and _covers(pattern, other)
 
 
-def _denied(caller: Caller, permission: str, grants: Grants, hint: str) -> PermissionDenied:
+def _denied(
+    caller: Caller, permission: str, grants: Grants, hint: str, without: str | None = None
+) -> PermissionDenied:
     return PermissionDenied(
-        f"permission denied: {caller.principal} does not hold {permission}",
+        f"permission denied: {without or caller.principal} does not hold {permission}",
         hint=hint,
         permission=permission,
         principal=caller.principal,

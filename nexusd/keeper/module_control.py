@@ -160,6 +160,8 @@ def read_health(said: Any) -> tuple[str, str | None]:
             return said, None
         case ("healthy" | "degraded" | "unhealthy" as status, reason):
             return status, str(reason)
+        case {"status": "healthy" | "degraded" | "unhealthy" as status, **more} if more.keys() <= {"reason"}:
+            return status, None if more.get("reason") is None else str(more["reason"])
     return "unhealthy", f"health() returned {said!r}, which means nothing"
 
 

@@ -1,13 +1,15 @@
 """Copies of the code in force, so that a rolling reload can go back although the files have changed.
 
 Implements `ports.Copies`. Code is what a module's digest covers; all else in a copy is a link to the module's
-folder. What is copied when is decided by who asks.
+folder. What is copied when is decided by who asks; one thread does it, a large module takes half a second.
 """
 
+import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -25,15 +27,21 @@ MOST_BYTES = 16 * 2**20
 class CodeCopies:
     def __init__(self, state: str) -> None:
         self._root = os.path.join(state, "code")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="copies")
+        self._last: Future[None] | None = None
 
     def keep(self, definition: Definition) -> None:
         """Nothing is kept of what is too large, or is on disk no more as the definition has it."""
-        if self.holds(definition) or os.path.isdir(self._place(definition)):
-            return
-        try:
-            self._copy(definition)
-        except OSError as error:
-            log.warning("no copy of the code of %s is kept: %s", definition.id, error)
+        if not self.holds(definition) and not os.path.isdir(self._place(definition)):
+            self._do(lambda: self._copy_or_say(definition))
+
+    async def settled(self) -> None:
+        """Returns when all that was asked for is done."""
+        if self._last is not None:
+            await asyncio.wrap_future(self._last)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
     def kept(self, definition: Definition) -> Definition | None:
         place = self._place(definition)
@@ -45,12 +53,26 @@ class CodeCopies:
 
     def tidy(self, modules: Iterable[Module]) -> None:
         """Remove the copies that none of all modules has in force or under way."""
+        in_force = {self._place(definition) for module in modules for definition in _definitions(module)}
+        self._do(lambda: self._remove_others(in_force))
+
+    def _do(self, work: Callable[[], None]) -> None:
+        self._last = self._thread.submit(work)
+
+    def _remove_others(self, in_force: Collection[str]) -> None:
         if not os.path.isdir(self._root):
             return
-        in_force = {self._place(definition) for module in modules for definition in _definitions(module)}
         for entry in tuple(os.scandir(self._root)):
             if entry.path not in in_force:
                 shutil.rmtree(entry.path, ignore_errors=True)
+
+    def _copy_or_say(self, definition: Definition) -> None:
+        if os.path.isdir(self._place(definition)):
+            return  # of several replicas each asked for it
+        try:
+            self._copy(definition)
+        except OSError as error:
+            log.warning("no copy of the code of %s is kept: %s", definition.id, error)
 
     def _place(self, definition: Definition) -> str:
         return os.path.join(self._root, f"{definition.id.replace('/', '@')}@{definition.digest[:16]}")

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from nexusd.domain.decoding import prepare
+
 LONGEST_ANSWER = 1 << 20
 REST_S = 30.0  # how long a replica that had nothing to say is left alone
 MOST_BESIDE = 20  # of those, how many are asked at one scrape
@@ -190,6 +192,9 @@ class _Metrics(msgspec.Struct):
 class _Message(msgspec.Struct):
     result: _Metrics | None = None
     error: dict[str, Any] = {}
+
+
+prepare(_Message)
 
 
 def _read(question: _Question) -> Answer:

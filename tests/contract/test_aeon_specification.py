@@ -138,7 +138,10 @@ def test_the_command_block_reloads_reads_metrics_and_configures(bound_by: Callab
     reloaded, metrics, configured = bound_by(block("python", "import execute_command\n\n# Reload").code)
     assert lacks(example('"reloaded"'), reloaded) == []
     assert reloaded["result"].items() >= example('"reloaded"')["result"].items()
-    assert "success" in metrics
+    assert (
+        metrics["success"]
+        and 'nexus_module_state{module="vitals/heartbeat-client"' in metrics["result"]["text"]
+    )
     assert configured["result"].items() >= {"key": "interval_ms", "value": 5000}.items()
 
 

@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from nexusctl.client import RpcError
+from tests.e2e.programs import SLEEPER
 from tests.running_nexus import BOUND_S, INTERPRETER, Nexus, Status, is_alive
 
 # Answers each connection with one word and its replica's number, as long as it runs.
@@ -217,3 +218,26 @@ def test_a_nexusd_that_is_killed_half_way_leaves_the_old_generation_in_force(old
     assert words(old, 60) == {"old"}
     kinds = [event for event in old.call("get_history")["events"] if event["kind"] == "module.reload_refused"]
     assert kinds[-1]["reason"] == "nexusd ended in the middle of it; generation 1 stays in force"
+
+
+def test_a_program_that_ends_at_once_does_not_take_the_place_of_the_old_one(nexus: Nexus) -> None:
+    """It says nothing of its readiness: that it runs is all there is, and that for longer than a moment."""
+    nexus.add_program("a/plain", SLEEPER)
+    nexus.start()
+    pid = nexus.pid_of("a/plain")
+    (nexus.modules / "a/plain/program").write_text("#!/bin/sh\necho out of order\nexit 3\n")
+    for _ in range(2):
+        with pytest.raises(RpcError, match="the new generation failed") as refused:
+            nexus.call("reload_module", module_id="a/plain")
+        assert refused.value.data["log"][-1] == "out of order"
+        assert nexus.pid_of("a/plain") == pid
+    (nexus.modules / "a/plain/program").write_text(SLEEPER)
+    assert nexus.call("reload_module", module_id="a/plain")["reloaded"]
+
+
+def test_healing_what_ends_again_at_once_says_that_it_did_not_help(nexus: Nexus) -> None:
+    nexus.add_program(
+        "a/plain", "#!/bin/sh\nexit 3\n", '[restart]\nintensity = { restarts = 1, within = "1h" }\n'
+    )
+    nexus.start().until_state("a/plain", "failed")
+    assert nexus.call("trigger_healing")["helped"] is False

@@ -1,5 +1,6 @@
 """Copies of code: what they hold, when there is none, and that a module runs from one. With real files."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def read(folder: Path) -> Definition:
     return found
 
 
+def keep(copies: CodeCopies, definition: Definition) -> None:
+    copies.keep(definition)
+    asyncio.run(copies.settled())
+
+
+def tidy(copies: CodeCopies, modules: list[Module]) -> None:
+    copies.tidy(modules)
+    asyncio.run(copies.settled())
+
+
 def copied(copies: CodeCopies, definition: Definition) -> Path:
     kept = copies.kept(definition)
     assert kept is not None
@@ -53,7 +64,7 @@ def copied(copies: CodeCopies, definition: Definition) -> Path:
 
 def test_code_is_copied_and_all_else_is_linked(folder: Path, copies: CodeCopies) -> None:
     definition = read(folder)
-    copies.keep(definition)
+    keep(copies, definition)
     for name in ("one.py", "parts/two.py"):
         (folder / name).write_text("new")
     (folder / "parts" / "text").write_text("new")
@@ -65,7 +76,7 @@ def test_code_is_copied_and_all_else_is_linked(folder: Path, copies: CodeCopies)
 
 def test_a_copy_is_the_same_definition_elsewhere(folder: Path, copies: CodeCopies) -> None:
     definition = read(folder)
-    copies.keep(definition)
+    keep(copies, definition)
     kept = copies.kept(definition)
     assert kept is not None and kept == replace(definition, folder=kept.folder)
     assert copies.holds(kept) and not copies.holds(definition)
@@ -75,7 +86,7 @@ def test_a_copy_is_the_same_definition_elsewhere(folder: Path, copies: CodeCopie
 def test_files_that_are_others_by_now_are_not_kept(folder: Path, copies: CodeCopies) -> None:
     definition = read(folder)
     (folder / "one.py").write_text("new")
-    copies.keep(definition)
+    keep(copies, definition)
     assert copies.kept(definition) is None
     assert list((folder.parents[2] / "state" / "code").iterdir()) == []
 
@@ -84,25 +95,25 @@ def test_what_is_too_large_is_not_kept(
     folder: Path, copies: CodeCopies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(code_copies, "MOST_BYTES", 10)
-    copies.keep(read(folder))
+    keep(copies, read(folder))
     assert copies.kept(read(folder)) is None
 
 
 def test_a_copy_is_no_more_open_to_others_than_the_folder(folder: Path, copies: CodeCopies) -> None:
     folder.chmod(0o700)
     (folder / "one.py").chmod(0o640)
-    copies.keep(read(folder))
+    keep(copies, read(folder))
     copy = copied(copies, read(folder))
     assert (copy.stat().st_mode & 0o777, (copy / "one.py").stat().st_mode & 0o777) == (0o700, 0o640)
 
 
 def test_copies_that_nobody_needs_are_removed(folder: Path, copies: CodeCopies) -> None:
     old = read(folder)
-    copies.keep(old)
+    keep(copies, old)
     (folder / "one.py").write_text("new")
     new = read(folder)
-    copies.keep(new)
-    copies.tidy([Module("a/one", str(folder), new, 0.0)])
+    keep(copies, new)
+    tidy(copies, [Module("a/one", str(folder), new, 0.0)])
     assert copies.kept(old) is None and copies.kept(new) is not None
 
 
@@ -111,6 +122,6 @@ def test_what_a_program_is_made_of_is_code_too(folder: Path, copies: CodeCopies)
     (folder / "serve").write_text("#!/bin/sh\n")
     (folder / "serve").chmod(0o755)
     definition = read(folder)
-    copies.keep(definition)
+    keep(copies, definition)
     copy = copied(copies, definition) / "serve"
     assert not copy.is_symlink() and os.access(copy, os.X_OK)

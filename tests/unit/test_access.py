@@ -95,7 +95,7 @@ def test_the_security_context_bounds_even_root():
     authorise(ROOT, "module.start", Grants(), context)
     with pytest.raises(PermissionDenied) as refused:
         authorise(ROOT, "module.stop", Grants(), context)
-    assert "aeon-orchestrator" in (refused.value.hint or "")
+    assert "aeon-orchestrator" in refused.value.message
 
 
 def test_the_security_context_bounds_commands_and_leaves_reading_to_the_roles():
