@@ -87,10 +87,14 @@ class UniversalDaemon:
         stderr_path = os.path.join(config.logs, "keeper.log")
         self._keeper = KeeperClient(config.runtime, stderr_path, self._hear, as_json=_json)
         self._keeper.open()  # first: it boots while the rest is read
-        self._store.open()
-        if self._store.set_aside:
-            self._warn(f"the database was damaged and is set aside: {self._store.set_aside}")
-        self._open_audit()
+        try:
+            self._store.open()
+            if self._store.set_aside:
+                self._warn(f"the database was damaged and is set aside: {self._store.set_aside}")
+            self._open_audit()
+        except BaseException:
+            self._keeper.close()  # nobody is there yet to hear what it has to say
+            raise
         self._build()
         self._door.open()
 

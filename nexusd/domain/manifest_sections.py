@@ -64,8 +64,10 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True):
     interpreter: Annotated[
         Text | None, Meta(description="Python to run `python` with, instead of nexusd's own (a cold start)")
     ] = None
-    user: Annotated[Name | None, Meta(description="User to run as")] = None
-    group: Annotated[Name | None, Meta(description="Group to run as")] = None
+    user: Annotated[
+        Name | None, Meta(description="User to run as; a Python module of another user starts cold")
+    ] = None
+    group: Annotated[Name | None, Meta(description="Group to run as; the same holds")] = None
     directory: Annotated[
         Text | None, Meta(description="Working directory; the module's folder unless given")
     ] = None

@@ -24,6 +24,7 @@ from nexusd.keeper import protocol
 from nexusd.keeper.probe_client import ProbeClient
 from nexusd.keeper.proctable import RUN_ROOM
 from nexusd.keeper.protocol import MOST_FDS, Message, Outbox, TooLong
+from nexusd.keeper.run import unread_notices
 
 PIPE_BYTES = 1 << 20
 HUNG_S = 10.0
@@ -426,6 +427,8 @@ class KeeperClient:
         if known is not None and not fds:
             fds = list(known.fds)
         elif known is not None:
+            # What was said to the old socket and read by no keeper would be lost with it: READY=1, as a rule.
+            message["notices"] = unread_notices(known.fds[1]) | message["notices"]
             protocol.close_all(known.fds)
         paths = (entry["notify_path"], entry["control_path"])
         self._runs[key] = _Run(tuple(fds), paths, entry, message["running"], message["notices"])

@@ -87,6 +87,18 @@ class Run:
         return fresh
 
 
+def unread_notices(fd: int) -> dict[str, str]:
+    """What waits on a notify socket, the last of each kind."""
+    found: dict[str, str] = {}
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        sock.setblocking(False)
+        try:
+            while True:
+                found |= _notices(sock.recv(NOTICE_BYTES))
+        except BlockingIOError:
+            return found
+
+
 def _notices(datagram: bytes) -> dict[str, str]:
     pairs = (line.partition("=") for line in datagram.decode(errors="replace").splitlines())
     return {name: value for name, sign, value in pairs if sign and name in _NOTICES}

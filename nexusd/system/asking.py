@@ -20,6 +20,7 @@ from nexusd.system.http_check import NoAnswer, phrase, status_of
 from nexusd.system.processes import exit_of, refused
 
 GOOD = Said("healthy")
+LONGEST_REASON = 300
 _WORDS = ("healthy", "degraded", "unhealthy")
 
 
@@ -67,7 +68,9 @@ class Asking:
         reason = answer.get("reason")
         if status == "healthy":
             return GOOD
-        return Said(status, reason if isinstance(reason, str) and reason else f"it says that it is {status}")
+        if not isinstance(reason, str) or not reason:
+            reason = f"it says that it is {status}"
+        return Said(status, reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}…")
 
     async def _program(
         self, argv: tuple[str, ...], replica: Replica, module: Module, timeout_s: float

@@ -67,12 +67,13 @@ def _result(line: bytes, method: str) -> Any:
         raise NotPossible(f"the module hung up on {method}")
     try:
         answer = json.loads(line)
+        json.dumps(answer, ensure_ascii=False).encode()  # half a character could be told to nobody
         if "result" in answer:
             return answer["result"]
         error = answer["error"]
         message = str(error["message"])
         reason = str((error.get("data") or {}).get("reason") or message)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise NotPossible(f"the module's answer to {method} is no JSON-RPC answer") from None
     if error.get("code") == -32601:
         raise NotPossible(f"the module does not answer {method}", reason=message)

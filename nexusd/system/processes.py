@@ -5,6 +5,7 @@ from the manifest; forking is the keeper's.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from signal import SIGCONT
 from typing import Any, Protocol
@@ -95,7 +96,7 @@ class ReplicaProcesses:
             self._copies.keep(definition)
         names = self._listening(module.id, manifest)
         launch = {
-            **self._program(definition.folder, manifest, definition.folder != module.folder),
+            **self._program(definition.folder, manifest, user, definition.folder != module.folder),
             "environment": self._environment(run, replica, module.folder, manifest, user, config)
             | self._predecessor(replica, module),
             "directory": os.path.join(module.folder, manifest.run.directory or ""),
@@ -175,14 +176,15 @@ class ReplicaProcesses:
         """sun_path holds 107 bytes: the token alone names the run."""
         return os.path.join(self._runtime, "r", f"{runs.token(run)}.{kind}")
 
-    def _program(self, folder: str, manifest: Manifest, is_copy: bool) -> dict[str, Any]:
+    def _program(self, folder: str, manifest: Manifest, user: User | None, is_copy: bool) -> dict[str, Any]:
         """Of a copy also the arguments that name code; the working folder is the module's own."""
         run = manifest.run
         if run.python is None:
             assert run.exec is not None  # exactly one of the two (manifest_rules)
             return {"argv": _argv(folder, run.exec, is_copy)}
-        if run.interpreter is not None:
-            return {"argv": [run.interpreter, self._host_program, run.python, folder]}
+        # Forked from the keeper another user's process could read in its memory what is not that user's to know.
+        if run.interpreter is not None or user is not None:
+            return {"argv": [run.interpreter or sys.executable, self._host_program, run.python, folder]}
         return {"python": run.python, "folder": folder}
 
     def _environment(

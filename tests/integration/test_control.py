@@ -78,6 +78,8 @@ WRONG: dict[str, tuple[Answer, type[NexusError], str]] = {
     "neither": (lambda _: b"{}\n", NotPossible, "is no JSON-RPC answer"),
     "an odd error": (lambda _: b'{"error": "no"}\n', NotPossible, "is no JSON-RPC answer"),
     "an error of nothing": (lambda _: b'{"error": {}}\n', NotPossible, "is no JSON-RPC answer"),
+    "half a character": (lambda _: b'{"result": "\\ud800"}\n', NotPossible, "is no JSON-RPC answer"),
+    "nested too deep": (lambda _: b"[" * 100_000 + b"\n", NotPossible, "is no JSON-RPC answer"),
     "not UTF-8": (lambda _: b"\xff\n", NotPossible, "is no JSON-RPC answer"),
     "hanging up": (lambda _: b"", NotPossible, "the module hung up on health"),
     "too long": (lambda _: b"x" * (LONGEST_ANSWER + 10) + b"\n", NotPossible, "is longer than 1048576 bytes"),

@@ -264,6 +264,16 @@ def test_a_program_whose_pid_was_never_written_down_is_found_by_the_key_in_its_e
     assert {key: row["entry"]["pid"] for key, row in rows.items()} == {"one": pid}
 
 
+def test_a_notice_that_no_keeper_has_read_is_told_by_the_next(kept: Kept) -> None:
+    kept.start("one", "/bin/sleep", "1000")
+    os.kill(kept.keeper, signal.SIGSTOP)
+    tell(kept, "one", b"READY=1")
+    kept.kept._runs["one"].entry = None  # as if the keeper had been killed before it told of the run
+    kept.kill_keeper()
+    kept.until("lost")
+    assert rows_of(kept.table())["one"]["notices"] == {"READY": "1"}
+
+
 def test_a_run_that_ended_while_both_were_dead_is_told_as_ended(kept: Kept, go: Path) -> None:
     pid = kept.start("one", "/bin/sh", "-c", "read line < go")
     kept.settle()

@@ -5,6 +5,7 @@ import os
 import pwd
 import signal
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,13 @@ def test_a_user_is_looked_up_with_its_groups_and_home(
     assert NOBODY.pw_gid in got["user"]["groups"]
     assert (got["environment"]["USER"], got["environment"]["HOME"]) == (NOBODY.pw_name, NOBODY.pw_dir)
     assert os.stat(got["environment"]["NEXUS_CONFIG"]).st_uid == 65534
+
+
+def test_a_python_module_of_another_user_is_not_forked_from_the_keepers_memory(
+    processes: ReplicaProcesses, keeper: FakeKeeper, folder: Path
+) -> None:
+    got = launch(processes, keeper, folder, run={"python": "one:One", "group": "daemon"})
+    assert "python" not in got and got["argv"] == [sys.executable, "/host.py", "one:One", str(folder)]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="gives files away")
