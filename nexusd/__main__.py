@@ -18,8 +18,8 @@ from nexusd.daemon import UniversalDaemon
 from nexusd.domain.access import SecurityContext
 from nexusd.domain.errors import NexusError
 from nexusd.domain.manifest import Fault, manifest_schema
-from nexusd.system.journal import log_to
 from nexusd.system.manifests import MANIFEST, discover, missing_paths, read_module, shadowed
+from nexusd.system.own_log import log_to
 from nexusd.system.store import Unusable
 
 log = logging.getLogger("nexusd")
