@@ -18,6 +18,8 @@ RIGHT = frozenset({3, 5})
 MOST_WELL = 3  # of so many replicas good checks are shown, too
 LONGEST_EXIT = 32  # a longer description is a sentence, and has a line of its own
 
+_HOLDERS = {"rlimits": "rlimits, each process"}
+
 
 def fleet_page(status: Item, items: Sequence[Item], page: Page, now: float) -> list[str]:
     """A line about the daemon, its warnings, then a line for each module."""
@@ -99,6 +101,7 @@ def _facts(detail: Item, now: float) -> list[tuple[str, Any]]:
         ("required by", listed(detail.get("required_by") or [])),
         ("permissions", listed(detail.get("permissions") or [])),
         ("limits", _limits(detail.get("limits") or {})),
+        ("processes", _containment(detail)),
         ("config", [f"{key} = {value_text(value)}" for key, value in (detail.get("config") or {}).items()]),
         ("folder", clean(detail.get("folder") or "")),
     ]
@@ -147,12 +150,24 @@ def _reload_lines(detail: Item, now: float) -> list[str]:
 
 
 def _limits(limits: Item) -> str:
-    about = ("enforced_by", "not_enforced")
-    given = [
-        f"{name} {_amount(name, value)}" for name, value in limits.items() if name not in about and value
-    ]
-    idle = f"; not enforced: {', '.join(limits['not_enforced'])}" if limits.get("not_enforced") else ""
-    return f"{', '.join(given)} (by {limits.get('enforced_by', '?')}{idle})" if given else ""
+    """`memory 256 MiB (cgroup), tasks 64 (not enforced)`; a daemon of before tells one word for all."""
+    told = []
+    for name in ("memory", "cpu", "tasks", "files"):
+        if value := limits.get(name):
+            holder = (limits.get("by") or {}).get(name) or limits.get("enforced_by", "?")
+            idle = name in (limits.get("not_enforced") or ())
+            told.append(
+                f"{name} {_amount(name, value)} ({'not enforced' if idle else _HOLDERS.get(holder, holder)})"
+            )
+    return ", ".join(told)
+
+
+def _containment(detail: Item) -> str:
+    """How the processes of the module are kept together, so that none is left when it is stopped."""
+    held = detail.get("containment") or {}
+    by = {"cgroup": "a cgroup for each replica", "walk": "found by a walk", "mixed": "some in cgroups"}
+    words = by.get(held.get("by", ""), "")
+    return f"{words}; {clean(held['reason'])}" if words and held.get("reason") else words
 
 
 def _amount(name: str, value: object) -> str:

@@ -13,7 +13,7 @@ from nexusd.config import Api as Bounds
 from nexusd.domain.access import Caller
 from nexusd.domain.errors import ShuttingDown
 from nexusd.operations import Operations
-from nexusd.ports import AuditLog, CheckResults, Daemon, EventSource, LogReader
+from nexusd.ports import AuditLog, CheckResults, Containment, Daemon, EventSource, LogReader
 from nexusd.rpc.audit import AuditReading, AuditTrail
 from nexusd.rpc.call import Call, Method, NoParams
 from nexusd.rpc.chaos import ChaosMethods
@@ -41,6 +41,7 @@ class Parts:
     logs: LogReader
     events: EventSource
     checks: CheckResults
+    containment: Containment
     authorise: Callable[[Caller, str], None]
     is_leaving: Callable[[], bool]
     audit: AuditLog
@@ -65,6 +66,7 @@ def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) ->
         parts.logs,
         parts.events,
         parts.checks,
+        parts.containment,
         families,
     )
     # First: what the others say of a call is said when its line is safe.

@@ -76,6 +76,12 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reads: bool = False
 
 
+class Daemon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How nexusd keeps its modules."""
+
+    cgroups: Literal["auto", "off"] = "auto"
+
+
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What may stand in nexusd.toml."""
 
@@ -90,6 +96,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     health: Health = Health()
     metrics: Metrics = Metrics()
     audit: Audit = Audit()
+    daemon: Daemon = Daemon()
 
 
 prepare(File)
@@ -130,6 +137,7 @@ class Config:
     health: Health
     metrics: Metrics
     audit: Audit
+    daemon: Daemon
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +209,7 @@ def read_config(options: Options, environment: Mapping[str, str], uid: int) -> C
         health=file.health,
         metrics=file.metrics,
         audit=file.audit,
+        daemon=file.daemon,
     )
 
 

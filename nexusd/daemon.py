@@ -37,6 +37,7 @@ from nexusd.system.asking import Asking
 from nexusd.system.audit import AuditLog
 from nexusd.system.clock import LoopClock, LoopLag
 from nexusd.system.configs import ConfigFiles
+from nexusd.system.containment import contain
 from nexusd.system.control import ControlSockets
 from nexusd.system.copies import CodeCopies
 from nexusd.system.events import KEPT, EventLog
@@ -86,6 +87,9 @@ class UniversalDaemon:
         self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
         stderr_path = os.path.join(config.logs, "keeper.log")
         self._keeper = KeeperClient(config.runtime, stderr_path, self._hear, as_json=_json)
+        self._containment = contain(
+            config.daemon.cgroups, self._keeper.leaf
+        )  # the keeper is born in our leaf
         self._keeper.open()  # first: it boots while the rest is read
         try:
             self._store.open()
@@ -122,7 +126,13 @@ class UniversalDaemon:
         self._configs = ConfigFiles(config.runtime)
         self._copies = CodeCopies(config.state)
         self._processes = ReplicaProcesses(
-            self._keeper, config.runtime, self._logs, self._configs, self._copies, host.__file__
+            self._keeper,
+            config.runtime,
+            self._logs,
+            self._configs,
+            self._copies,
+            host.__file__,
+            self._containment,
         )
         self._processes.holds_back = True
         self._clock = LoopClock(lambda: self.supervisor.expire_deadlines())
@@ -243,6 +253,9 @@ class UniversalDaemon:
         self._lag.start()
         if config.metrics.address is not None:
             self._web.open(*config.metrics.address)
+        tree = self._containment.tree
+        held = f"in cgroups below {tree.root}" if tree else f"without cgroups: {self._containment.reason}"
+        log.info("modules run %s", held)
         log.info(
             "nexusd %s serves %s, %d modules",
             __version__,
@@ -256,6 +269,7 @@ class UniversalDaemon:
         for entry in tuple(os.scandir(os.path.join(self.config.runtime, "r"))):
             if entry.path not in in_use:
                 os.unlink(entry.path)
+        self._containment.tidy(self._keeper.keys())
         self._configs.tidy(self.supervisor.fleet.modules.values())
         self._copies.tidy(self.supervisor.fleet.modules.values())
 
@@ -273,6 +287,7 @@ class UniversalDaemon:
                 self._logs,
                 self._events,
                 self._checks,
+                self._containment,
                 lambda caller, wish: self._allow(caller, wish),
                 self._leaving.is_set,
                 self._audit,

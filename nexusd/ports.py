@@ -97,6 +97,25 @@ class CheckResults(Protocol):
         """The last check of a run for each purpose, as far as this nexusd has asked."""
 
 
+class Containment(Protocol):
+    """What holds the processes of a run together, and which limits are in force."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why runs that begin now get no cgroup; None: they do."""
+
+    @property
+    def possible(self) -> frozenset[str]:
+        """The limits that the cgroup of a run that begins now would hold."""
+
+    @property
+    def leaf_of(self) -> Callable[[str], str | None]:
+        """The cgroup of a run; None: it has none."""
+
+    def held(self, run: str) -> frozenset[str]:
+        """The limits that the run's cgroup holds, as the kernel says."""
+
+
 class Logs(Protocol):
     def path(self, replica_name: str) -> str: ...
 

@@ -319,10 +319,19 @@ class KeeperClient:
     def warm(self) -> None:
         self._say({"say": "warm"})
 
-    def processes(self) -> dict[str, tuple[int, int]]:
-        """pid and start time (clock ticks) of each run's first process, by the run's key."""
-        runs = self._runs.items()
-        return {key: (run.entry["pid"], run.entry["start_ticks"]) for key, run in runs if run.entry}
+    def processes(self) -> dict[str, tuple[int, int, str | None]]:
+        """pid, start time (clock ticks) and cgroup of each run's first process, by the run's key."""
+        entries = ((key, run.entry) for key, run in self._runs.items() if run.entry)
+        return {key: (one["pid"], one["start_ticks"], one.get("leaf") or None) for key, one in entries}
+
+    def leaf(self, key: str) -> str | None:
+        """The cgroup that the run was born in, if it has one."""
+        run = self._runs.get(key)
+        return (run.entry.get("leaf") or None) if run is not None and run.entry else None
+
+    def keys(self) -> list[str]:
+        """Of all runs that there are."""
+        return list(self._runs)
 
     async def log_bytes(self, patience_s: float) -> Mapping[str, int]:
         """Bytes written by path of the log, since the keeper began; what it said last if it does not answer."""

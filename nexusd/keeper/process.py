@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nexusd.keeper import birth, proctable, protocol, spawning
+from nexusd.keeper import birth, leaf, proctable, protocol, spawning
 from nexusd.keeper.connection import Connection
 from nexusd.keeper.journal import Journal
 from nexusd.keeper.logfile import RETRY_S, LogFile
@@ -28,6 +28,7 @@ from nexusd.keeper.protocol import Message
 from nexusd.keeper.run import Run, bind_again, find_log_pipe, from_entry
 
 SWEEP_S = 0.02  # how often runs that are being killed are looked for again
+LEAF_RETRY_S = 0.2  # how often a leaf that the kernel does not give back is asked for again
 DRAIN_BYTES = 4 << 20  # what is taken of a pipe whose run has ended; it holds 1 MiB
 COUNTED_AT_ONCE = 256  # logs in one packet
 LINGER_S = 5.0  # an end is told at the latest then, even if something of the run can't be killed
@@ -54,6 +55,7 @@ class Keeper:
         self._troubled: dict[str, LogFile] = {}
         self._sweeping: dict[str, Run] = {}
         self._sweep_at = 0.0
+        self._empty_leaves: set[str] = set()  # of runs that have ended
         self._parentless: tuple[float, list[proctable.Stray]] = (0.0, [])
         self._recovered = False
         self._behind = False  # whether the journal lacks something
@@ -90,6 +92,7 @@ class Keeper:
             self._sweep_all()
             self._probes.tend()
             self._retry_logs()
+            self._remove_leaves()
             self._make_spare()
         self._go()
 
@@ -98,6 +101,7 @@ class Keeper:
             return min(max(0.0, self._sweep_at - time.monotonic()), self._probes.patience())
         waits = [self._probes.patience(), self._nursery.due - time.monotonic()]
         waits += [RETRY_S] if self._troubled else []
+        waits += [LEAF_RETRY_S] if self._empty_leaves else []
         return max(0.0, min(waits)) if min(waits) < math.inf else None
 
     def _watch_children(self) -> None:
@@ -217,21 +221,30 @@ class Keeper:
         launch.setdefault("limits", {}).setdefault("files", self._soft_files)
         paths = (launch["notify_path"], launch["control_path"])
         run = Run(key, 0, 0, launch["log"], *paths, pipe=pipe, listening=launch.get("listening", []))
+        run.leaf = launch.get("leaf", {}).get("path", "")
         if key in self._runs:
             there_is = FileExistsError(errno.EEXIST, "there is such a run", key)
             raise birth.Refused(birth.refusal("fork", there_is))
+        step = "cgroup"
         try:
-            if spawning.is_plain(launch, fds[2:]):
+            if run.leaf:
+                leaf.make(launch.pop("leaf"))
+            step = "fork"
+            if not run.leaf and spawning.is_plain(launch, fds[2:]):
                 self._spawn_plain(run, launch, *fds)
             else:
                 self._launch(run, launch, fds)
         except (OSError, ImportError, ValueError) as error:
-            self._write_down(lambda: self._journal.gone(key))
-            raise birth.Refused(birth.refusal("fork", error)) from error
+            self._never_began(run)
+            raise birth.Refused(birth.refusal(step, error)) from error
         except birth.Refused:
-            self._write_down(lambda: self._journal.gone(key))
+            self._never_began(run)
             raise
         return run
+
+    def _never_began(self, run: Run) -> None:
+        self._write_down(lambda: self._journal.gone(run.key))
+        self._leave_leaf(run)
 
     def _spawn_plain(self, run: Run, launch: dict[str, Any], log: int, control: int) -> None:
         """It runs before its pid can be written down, so first its key is, which its environment bears, too."""
@@ -245,11 +258,13 @@ class Keeper:
             run.pid, run.gate = newborn
             self._identify(run)
             try:
+                if run.leaf:  # while it waits: so its first instruction is in there, and all that it forks
+                    leaf.move(run.leaf, run.pid)
                 birth.launch(newborn, launch, fds)
                 return
             except OSError as error:
                 newborn.gate.close()
-                if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ESRCH):
                     raise
         raise ChildProcessError(errno.ECHILD, "its process was killed before it was told what to be")
 
@@ -474,7 +489,7 @@ class Keeper:
         self._by_pid.pop(run.pid, None)
         self._close_pidfd(run)
         run.ending = {"status": status, "at": time.monotonic()}
-        if run.is_child and not self._orphans():
+        if run.is_child and not self._orphans() and not (run.leaf and leaf.is_populated(run.leaf)):
             self._ended(run)
         else:
             self._sweep_soon(run)
@@ -483,6 +498,7 @@ class Keeper:
         """With its last words and bytes; a process that got away and goes on writing does not hold us here."""
         run.ended, run.ending = run.ending, None
         self._sweeping.pop(run.key, None)
+        self._leave_leaf(run)
         for _ in range(16):
             self._take_notices(run)
         drained = 0
@@ -497,7 +513,14 @@ class Keeper:
         return [pid for pid in children if pid not in known and pid not in self._probes]
 
     def _members(self, run: Run) -> list[proctable.Stat]:
-        return proctable.members(run.key, run.process(), self._strays if run.is_child else self._strangers)
+        """Of a run with a leaf those in it, and by the walk those that moved themselves out of it."""
+        if not run.leaf:
+            return proctable.members(
+                run.key, run.process(), self._strays if run.is_child else self._strangers
+            )
+        walked = proctable.members(run.key, run.process(), self._strays)
+        inside = filter(None, map(proctable.stat, leaf.pids(run.leaf)))
+        return list({one.pid: one for one in (*walked, *inside) if one.state not in "ZX"}.values())
 
     def _strays(self) -> list[proctable.Stray]:
         found = (proctable.stat(pid) for pid in self._orphans())
@@ -522,6 +545,8 @@ class Keeper:
 
     def _sweep(self, run: Run) -> None:
         """SIGKILL all that is left of the run; looked at again until nothing is."""
+        if run.leaf:
+            leaf.kill(run.leaf)
         left = self._members(run)
         for process in left:
             proctable.send_signal(process, signal.SIGKILL)
@@ -529,6 +554,15 @@ class Keeper:
             del self._sweeping[run.key]
         if run.ending is not None and (not left or time.monotonic() - run.ending["at"] > LINGER_S):
             self._ended(run)
+
+    def _leave_leaf(self, run: Run) -> None:
+        if run.leaf:
+            self._empty_leaves.add(run.leaf)
+            self._remove_leaves()
+
+    def _remove_leaves(self) -> None:
+        """What the kernel does not give back yet, since a process is still ending in it, is tried again."""
+        self._empty_leaves = {path for path in self._empty_leaves if not leaf.remove(path)}
 
     # Bytes
 

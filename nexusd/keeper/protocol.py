@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 
-VERSION = 4  # counts up when a word changes: a keeper of another version is replaced, its runs go on
+VERSION = 5  # counts up when a word changes: a keeper of another version is replaced, its runs go on
 PACKET_BYTES = 200_000  # below the default net.core.wmem_max (212,992) less the kernel's own overhead
 MOST_FDS = 64
 _CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)

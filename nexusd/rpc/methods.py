@@ -15,7 +15,7 @@ from nexusd.domain.access import effective_permissions
 from nexusd.domain.errors import Busy, InvalidParams
 from nexusd.domain.fleet import Fleet
 from nexusd.operations import Operations, config_key
-from nexusd.ports import CheckResults, Daemon, EventSource, LogReader
+from nexusd.ports import CheckResults, Containment, Daemon, EventSource, LogReader
 from nexusd.reach import Patience
 from nexusd.rpc import discover, views
 from nexusd.rpc.call import Call, Method, NoParams
@@ -102,6 +102,7 @@ class Api:
         logs: LogReader,
         events: EventSource,
         checks: CheckResults,
+        containment: Containment,
         families: Iterable[Method] = (),
     ) -> None:
         """families: the rows that stand in files of their own."""
@@ -112,6 +113,7 @@ class Api:
         self._logs = logs
         self._events = events
         self._checks = checks
+        self._containment = containment
         self._page = views.StatusPage()
         self._subscriptions = 0
         self._followers: set[asyncio.Task[None]] = set()
@@ -174,7 +176,8 @@ class Api:
     def get_status(self, _call: Call, params: OneModule) -> Any:
         if params.module_id is not None:
             module = self._operations.module(params.module_id)
-            return views.detail(module, self._supervisor.fleet.graph, self._logs.path, self._checks.last)
+            graph = self._supervisor.fleet.graph
+            return views.detail(module, graph, self._logs.path, self._checks.last, self._containment)
         identity = self._identity
         return {
             "running": identity.is_running(),

@@ -18,7 +18,8 @@ from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import ConfigKey
 from nexusd.domain.units import unit_number
 from nexusd.outcomes import exit_shown
-from nexusd.ports import Seen
+from nexusd.ports import Containment, Seen
+from nexusd.rpc import containment
 
 FEATURES = {"cluster": False, "tracing": False, "compliance": False}
 _LEVELS = {
@@ -64,7 +65,11 @@ def summary(module: Module) -> dict[str, Any]:
 
 
 def detail(
-    module: Module, graph: Graph, log_path: Callable[[str], str], last_checks: LastChecks
+    module: Module,
+    graph: Graph,
+    log_path: Callable[[str], str],
+    last_checks: LastChecks,
+    held_by: Containment,
 ) -> dict[str, Any]:
     """Everything there is to say of one module."""
     faults = [msgspec.structs.asdict(fault) for fault in module.faults]
@@ -73,17 +78,25 @@ def detail(
     refused = module.refused
     shown["refused_reload"] = {"reason": refused.reason, "at": epoch(refused.at)} if refused else None
     shown["instances"] = [
-        {**_instance(replica, log_path(replica.name)), **_health(module, replica, last_checks)}
+        {
+            **_instance(replica, log_path(replica.name)),
+            **_health(module, replica, last_checks),
+            "cgroup": held_by.leaf_of(replica.run) if replica.run is not None else None,
+        }
         for replica in module.replicas
     ]
     shown["required_by"] = list(graph.required_by.get(module.id, ()))
+    shown |= {
+        "limits": containment.limits(module, held_by),
+        "containment": containment.shown(module, held_by),
+    }
     return {**shown, **_from_manifest(module)}
 
 
 def _from_manifest(module: Module) -> dict[str, Any]:
     if module.definition is None:
         blank: dict[str, Any] = {"description": "", "requires": [], "after": [], "permissions": []}
-        return {**blank, "config": {}, "limits": {"enforced_by": "none"}}
+        return {**blank, "config": {}}
     manifest = module.definition.manifest
     effective = settings.effective(manifest, module.configured)
     return {
@@ -92,7 +105,6 @@ def _from_manifest(module: Module) -> dict[str, Any]:
         "after": list(manifest.after),
         "permissions": list(manifest.permissions),
         "config": settings.masked(manifest, effective),
-        "limits": _limits(module),
     }
 
 
@@ -111,17 +123,6 @@ def setting(key: ConfigKey, value: Any, configured: bool) -> dict[str, Any]:
         "source": "configured" if configured else "default",
         "description": key.description,
     }
-
-
-def _limits(module: Module) -> dict[str, Any]:
-    """What is in force, not what was wished: rlimits hold memory and files of each process."""
-    assert module.definition is not None
-    limits = module.definition.manifest.limits
-    wanted = {"memory": limits.memory, "cpu": limits.cpu, "tasks": limits.tasks, "files": limits.files}
-    given = {name: value for name, value in wanted.items() if value is not None}
-    not_enforced = [name for name in given if name in ("cpu", "tasks")]
-    enforced = len(given) > len(not_enforced)
-    return {"enforced_by": "rlimits" if enforced else "none", **given, "not_enforced": not_enforced}
 
 
 def _module_uptime(module: Module) -> float | None:

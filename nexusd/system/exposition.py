@@ -43,7 +43,7 @@ class Facts(NamedTuple):
     started_at: float
     fleet: Fleet
     figures: Figures
-    processes: Mapping[str, tuple[int, int]]  # pid and start time by run
+    processes: Mapping[str, tuple[int, int, str | None]]  # pid, start time, cgroup by run
     log_bytes: Mapping[str, int]  # by path
     keeper_connected: bool
     connections: int

@@ -9,6 +9,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 MODULE: Final = ("module",)
 REPLICA: Final = ("module", "replica")
+WHOLE: Final = "of all processes of the replica where it has a cgroup"
 LEADER: Final = "of the replica's first process; what that has forked is not counted"
 
 
@@ -104,8 +105,13 @@ _REPLICAS = (
         ("module", "reason", "replica"),
     ),
     Family("nexus_replica_uptime_seconds", "gauge", "Seconds since the replica got ready", REPLICA),
-    Family("nexus_replica_cpu_seconds_total", "counter", f"Processor time {LEADER}", REPLICA),
-    Family("nexus_replica_resident_memory_bytes", "gauge", f"Resident memory {LEADER}", REPLICA),
+    Family("nexus_replica_cpu_seconds_total", "counter", f"Processor time {WHOLE}; else {LEADER}", REPLICA),
+    Family(
+        "nexus_replica_resident_memory_bytes",
+        "gauge",
+        f"Memory {WHOLE} with the memory controller, page cache included; else resident memory {LEADER}",
+        REPLICA,
+    ),
     Family("nexus_replica_open_fds", "gauge", f"Open file descriptors {LEADER}", REPLICA),
     Family("nexus_replica_threads", "gauge", f"Threads {LEADER}", REPLICA),
     Family(

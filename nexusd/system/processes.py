@@ -20,6 +20,7 @@ from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition, Manifest
 from nexusd.domain.units import unit_number
 from nexusd.ports import Configs, Copies, Logs
+from nexusd.system.containment import Containment
 from nexusd.system.listening import open_socket, socket_name
 from nexusd.system.users import User, look_up
 
@@ -68,7 +69,14 @@ def definition_note(module_id: str) -> str:
 
 class ReplicaProcesses:
     def __init__(
-        self, keeper: Keeper, runtime: str, logs: Logs, configs: Configs, copies: Copies, host_program: str
+        self,
+        keeper: Keeper,
+        runtime: str,
+        logs: Logs,
+        configs: Configs,
+        copies: Copies,
+        host_program: str,
+        containment: Containment,
     ) -> None:
         self._keeper = keeper
         self._runtime = runtime
@@ -77,6 +85,7 @@ class ReplicaProcesses:
         self._copies = copies
         self._remembered: dict[str, Definition] = {}
         self._host_program = host_program
+        self._containment = containment
         self.holds_back = False
         self._inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)
@@ -100,7 +109,8 @@ class ReplicaProcesses:
             "environment": self._environment(run, replica, module.folder, manifest, user, config)
             | self._predecessor(replica, module),
             "directory": os.path.join(module.folder, manifest.run.directory or ""),
-            "limits": _limits(manifest),
+            "limits": self._containment.rlimits(_limits(manifest)),
+            **self._containment.launch(run, manifest),
             "user": _change_of_user(user),
             "log": self._log(replica, manifest),
             "notify_path": self.socket_path(run, "notify"),
@@ -276,7 +286,7 @@ def _unquoted(value: str) -> str:
 
 
 def _limits(manifest: Manifest) -> dict[str, int]:
-    """What rlimits can hold: a process's own memory and files. cpu and tasks want a cgroup."""
+    """What rlimits can hold: a process's own memory and files. cpu and tasks want a cgroup (`Containment`)."""
     limits = manifest.limits
     wanted = {"memory": limits.memory, "files": limits.files}
     return {name: int(value) for name, value in wanted.items() if value is not None}

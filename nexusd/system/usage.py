@@ -1,7 +1,9 @@
-"""What the kernel says of a process: processor time, memory, threads, open descriptors (proc(5))."""
+"""What the kernel says a replica uses: of its first process (proc(5)), of its cgroup where it has one."""
 
 import os
 from typing import NamedTuple
+
+from nexusd.system import cgroups
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -14,7 +16,7 @@ class Usage(NamedTuple):
     open_fds: int | None  # None: not ours to see
 
 
-def usage(pid: int, start_ticks: int) -> Usage | None:
+def usage(pid: int, start_ticks: int, leaf: str | None = None) -> Usage | None:
     """Of the process that began then; None when it is gone, a zombie or not ours to see, or another has its pid."""
     try:
         fields = _stat(pid)
@@ -22,8 +24,11 @@ def usage(pid: int, start_ticks: int) -> Usage | None:
         return None
     if int(fields[19]) != start_ticks or fields[0] in b"ZX":
         return None
-    cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
-    return Usage(cpu_s, int(fields[21]) * _PAGE, int(fields[17]), _open_fds(pid))
+    cpu_s, memory = (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE
+    if leaf is not None and (all_of_it := cgroups.used(leaf)) is not None:
+        cpu_s = all_of_it.cpu_s
+        memory = memory if all_of_it.memory_bytes is None else all_of_it.memory_bytes
+    return Usage(cpu_s, memory, int(fields[17]), _open_fds(pid))
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -197,7 +197,7 @@ def test_what_was_remembered_is_restored_and_what_is_damaged_is_not() -> None:
     stage = Stage()
     one = stage.rehearsal.module("test/one")
     keeper = FakeKeeper()
-    ReplicaProcesses(keeper, "/run", None, None, None, "/host.py").remember("test/one", one)  # type: ignore[arg-type]
+    ReplicaProcesses(keeper, "/run", None, None, None, "/host.py", None).remember("test/one", one)  # type: ignore[arg-type]
     stage.hear(*({"say": "note", "name": name, "text": text} for name, text in keeper.notes.items()))
     stage.hear({"say": "note", "name": "test/two", "text": '{"from": "another version"}'}, WELCOME)
     former = stage.news.restored("test/one")

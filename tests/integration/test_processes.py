@@ -17,6 +17,7 @@ from nexusd.domain.fleet import Module
 from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition, parse_manifest
 from nexusd.system.configs import ConfigFiles
+from nexusd.system.containment import Containment
 from nexusd.system.copies import CodeCopies
 from nexusd.system.logs import LogFolder
 from nexusd.system.processes import Note, ReplicaProcesses, exit_of, read_environment
@@ -100,6 +101,7 @@ def processes(keeper: FakeKeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ConfigFiles(runtime),
         CodeCopies(str(tmp_path / "state")),
         "/host.py",
+        Containment(None, "none here", lambda _run: None),
     )
 
 

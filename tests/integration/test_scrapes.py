@@ -26,7 +26,7 @@ class FakeKeeper:
     def __init__(self) -> None:
         self.asked = 0
 
-    def processes(self) -> dict[str, tuple[int, int]]:
+    def processes(self) -> dict[str, tuple[int, int, str | None]]:
         return {}
 
     async def log_bytes(self, patience_s: float) -> Mapping[str, int]:

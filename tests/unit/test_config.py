@@ -205,6 +205,7 @@ def test_the_page_has_every_key_at_the_top() -> None:
         "health",
         "metrics",
         "audit",
+        "daemon",
     }
     (line,) = (line for line in PAGE.splitlines() if line.endswith("see above."))
     assert set(re.findall(r"`(\w+)`", line)) == keys

@@ -33,7 +33,7 @@ class House(Rehearsal):
         super().__init__(module(ONE, critical=True), module(TWO, **manifest))
         self.figures = Figures()
         self.writer = ModuleWriter(lambda name: f"/log/{name}")
-        self.processes: dict[str, tuple[int, int]] = {}
+        self.processes: dict[str, tuple[int, int, str | None]] = {}
         self.errors: dict[tuple[str, str], int] = {}
         self.failed: list[str] = []
 
@@ -83,7 +83,7 @@ class House(Rehearsal):
         self.pass_time(2)
         self.ready(ONE, TWO)
         self.exits(TWO)
-        self.processes[self.replica(ONE).run or ""] = (pid, start_ticks(pid))
+        self.processes[self.replica(ONE).run or ""] = (pid, start_ticks(pid), None)
         self.figures.called("get_status", "ok", 0.002)
         self.figures.reloaded(ONE, "ok", 0.5)
         self.figures.took_round_trip(0.0004)

@@ -100,7 +100,7 @@ def test_a_module_in_backoff_shows_why_and_where_to_look() -> None:
         told[4],
         "  version   2.0.0, generation 1",
         "  requires  substrate/bus",
-        "  limits    memory 256 MiB, cpu 0.5 (by rlimits; not enforced: cpu)",
+        "  limits    memory 256 MiB (rlimits, each process), cpu 0.5 (not enforced)",
         "  config    interval_ms = 1000",
         "            name = x",
         "  folder    /etc/nexus/modules/mesh/echo",
