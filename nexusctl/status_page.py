@@ -102,6 +102,7 @@ def _facts(detail: Item, now: float) -> list[tuple[str, Any]]:
         ("permissions", listed(detail.get("permissions") or [])),
         ("limits", _limits(detail.get("limits") or {})),
         ("processes", _containment(detail)),
+        ("log", f"journalctl -t {clean(detail['journal'])}" if detail.get("journal") else ""),
         ("config", [f"{key} = {value_text(value)}" for key, value in (detail.get("config") or {}).items()]),
         ("folder", clean(detail.get("folder") or "")),
     ]

@@ -51,7 +51,7 @@ def serve(options: Options) -> int:
     except InvalidConfig as error:
         print(error, file=sys.stderr)
         return 2
-    log_to(sys.stderr, config.log_format)
+    log_to(sys.stderr, config.log_format, config.daemon.journald)
     try:
         return asyncio.run(_run(UniversalDaemon(config=config)))
     except (NexusError, Unusable, OSError) as error:

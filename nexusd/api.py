@@ -67,6 +67,7 @@ def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) ->
         parts.events,
         parts.checks,
         parts.containment,
+        parts.keeper,
         families,
     )
     # First: what the others say of a call is said when its line is safe.

@@ -80,6 +80,7 @@ class Daemon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How nexusd keeps its modules."""
 
     cgroups: Literal["auto", "off"] = "auto"
+    journald: str = "/run/systemd/journal"
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

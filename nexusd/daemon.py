@@ -86,7 +86,9 @@ class UniversalDaemon:
         ]
         self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
         stderr_path = os.path.join(config.logs, "keeper.log")
-        self._keeper = KeeperClient(config.runtime, stderr_path, self._hear, as_json=_json)
+        self._keeper = KeeperClient(
+            config.runtime, stderr_path, self._hear, as_json=_json, journald=config.daemon.journald
+        )
         self._containment = contain(
             config.daemon.cgroups, self._keeper.leaf
         )  # the keeper is born in our leaf

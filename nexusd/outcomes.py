@@ -142,7 +142,10 @@ class Outcomes:
         )
 
     def _told_by(self, module: Module, replica: Replica, what: str, reason: str) -> StartFailed:
-        """With what the replica itself leaves behind: its last words, its exit, the end of its log."""
+        """With what the replica itself leaves behind: its last words, its exit, the end of its log file."""
+        definition = module.definition_of(replica)
+        in_journal = definition.manifest.log.target == "journal"  # then what a file has is of another time
+        tail = [] if in_journal else self._logs.tail(replica.name, LOG_LINES)
         return StartFailed(
             what,
             module_id=replica.module_id,
@@ -150,7 +153,7 @@ class Outcomes:
             hint=f"nexusctl logs {replica.module_id}",
             replica=replica.name,
             exit=exit_shown(replica.history.last_exit),
-            log=[_without_secrets(module, line) for line in self._logs.tail(replica.name, LOG_LINES)],
+            log=[_without_secrets(module, line) for line in tail],
         )
 
 

@@ -123,6 +123,11 @@ class Logs(Protocol):
         """The last lines of a replica's output; empty when there is none."""
 
 
+class Outputs(Protocol):
+    def journal(self, run: str, /) -> str | None:
+        """What journald calls the output of a run; None: it goes to its log file."""
+
+
 class LogReader(Logs, Protocol):
     def follow(
         self, replica_names: Iterable[str], push: Callable[[str, list[str]], None]

@@ -48,11 +48,24 @@ def logs(invocation: Invocation, modules: tuple[str, ...], follow: bool, lines: 
         if invocation.output == "json" and not follow:
             print(indented(answers[0] if is_single(modules) and answers else answers))
             return worst(statuses)
+        in_files = _say_what_is_in_the_journal(answers, follow)
         writer = _LineWriter(invocation, named=len(words) > 1 or _has_replicas(client, words[0], answers))
         writer.write(line for answer in answers for line in answer["lines"])
-        if follow and answers:
+        if follow and in_files:
             until_interrupted(lambda: _follow_logs(client, writer))
     return worst(statuses)
+
+
+def _say_what_is_in_the_journal(answers: Sequence[dict[str, Any]], follow: bool) -> bool:
+    """Where to look, on stderr: what is printed stays log lines. Returns whether any module logs to files."""
+    names = [answer["journal"] for answer in answers if answer.get("journal")]
+    for name in names:
+        option = "-f " if follow else ""
+        print(
+            f"{name.removeprefix('nexus/')} logs to the journal: journalctl {option}-t {name}",
+            file=sys.stderr,
+        )
+    return len(names) < len(answers)
 
 
 def _ask_for_logs(

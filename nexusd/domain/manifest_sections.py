@@ -230,7 +230,9 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
 
     max_size: Annotated[Size, Meta(description="A larger log file is rotated")] = Size(10 * 2**20)
     files: Annotated[Count, Meta(description="Log files kept, the current one included")] = 5
-    target: Annotated[Literal["file", "journal"], Meta(description="Where to write")] = "file"
+    target: Annotated[
+        Literal["file", "journal"], Meta(description="Where to write; `journal` is journald")
+    ] = "file"
 
 
 class Chaos(Struct, frozen=True, forbid_unknown_fields=True):

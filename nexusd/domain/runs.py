@@ -20,6 +20,11 @@ class RunKey(Struct, frozen=True):
         return f"{self.module_id}#{self.index}@{self.generation}~{self.token}"
 
 
+def journal_identifier(module_id: str) -> str:
+    """What `journalctl -t` finds the output of the module's replicas by."""
+    return f"nexus/{module_id}"
+
+
 def token(key: str) -> str:
     return key.rpartition("~")[2]
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nexusd.keeper import protocol
+from nexusd.keeper import journal_stream, protocol
 from nexusd.keeper.probe_client import ProbeClient
 from nexusd.keeper.proctable import RUN_ROOM
 from nexusd.keeper.protocol import MOST_FDS, Message, Outbox, TooLong
@@ -68,13 +68,15 @@ class KeeperClient:
         hear: Callable[[Message], None],
         hung_s: float = HUNG_S,
         as_json: Callable[[Message], bytes] = protocol.as_json,
+        journald: str = "/run/systemd/journal",
     ) -> None:
-        """as_json: nexusd may have a faster one than the standard library."""
+        """as_json: nexusd may have a faster one than the standard library. journald: folder of its sockets."""
         self._runtime = runtime
         self._stderr_path = stderr_path
         self._hear = hear
         self._hung_s = hung_s
         self._as_json = as_json
+        self._journald = journald
         self._soft_files = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sock: socket.socket | None = None
@@ -249,7 +251,7 @@ class KeeperClient:
         paths = (launch["notify_path"], launch["control_path"])
         uid = (launch.get("user") or {}).get("uid", os.getuid())
         try:
-            opened += _log_pipe(uid)
+            opened += self._stream(launch) or _log_pipe(uid)
             opened.append(_bound(socket.SOCK_DGRAM, paths[0], uid))
             opened.append(_bound(socket.SOCK_STREAM, paths[1], uid))
             launch["listening"] = list(listening)
@@ -264,6 +266,25 @@ class KeeperClient:
         log_read, log_write, notify, control = opened
         protocol.close_all((log_write, control))
         self._runs[key] = _Run((log_read, notify), paths)
+
+    def _stream(self, launch: Message) -> tuple[int, int] | None:
+        """Where the run's output is to go to journald: its stream, held by both of us as a log pipe would be.
+
+        None: to the log file, which is what becomes of it where journald is not there. The entry tells.
+        """
+        if (identifier := launch["log"].get("journal")) is None:
+            return None
+        try:
+            stream = journal_stream.connect(self._journald, identifier)
+        except OSError as error:
+            log.warning(
+                "%s logs to its file: journald does not answer (%s)", identifier, error.strerror or error
+            )
+            del launch["log"]["journal"]
+            return None
+        found = os.fstat(stream)
+        launch["environment"]["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"  # systemd.exec(5)
+        return stream, os.dup(stream)
 
     async def probe(self, launch: Message, timeout_s: float) -> Message | None:
         """Run a check program; None: nothing is known, the keeper is not there. Raises TooLong."""
@@ -328,6 +349,11 @@ class KeeperClient:
         """The cgroup that the run was born in, if it has one."""
         run = self._runs.get(key)
         return (run.entry.get("leaf") or None) if run is not None and run.entry else None
+
+    def journal(self, key: str) -> str | None:
+        """What journald calls the run's output; None: it goes to a file."""
+        run = self._runs.get(key)
+        return run.entry["log"].get("journal") if run is not None and run.entry else None
 
     def keys(self) -> list[str]:
         """Of all runs that there are."""

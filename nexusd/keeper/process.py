@@ -323,6 +323,7 @@ class Keeper:
         self._log_users[run.log_path] = self._log_users.get(run.log_path, 0) + 1
         if log_fd is not None:
             run.log_fd = log_fd
+        if log_fd is not None and not run.is_journals:
             os.set_blocking(log_fd, False)
             self._loop.watch(log_fd, lambda: self._move_log(run))
         run.notify = socket.socket(fileno=notify_fd)
@@ -356,7 +357,8 @@ class Keeper:
 
     def _close_pipe(self, run: Run) -> None:
         if run.log_fd >= 0:
-            self._loop.unwatch(run.log_fd)
+            if not run.is_journals:
+                self._loop.unwatch(run.log_fd)
             os.close(run.log_fd)
             run.log_fd = -1
 
@@ -423,7 +425,9 @@ class Keeper:
         if not run.pid and not self._find_process(run):
             return  # its keeper died before it had begun
         pipe = find_log_pipe(run) if run.is_alive() else None
-        if pipe is None and run.is_alive():
+        if run.is_journals:
+            pipe = os.dup(self._null)  # the stream is the run's own; something is to be held in its place
+        elif pipe is None and run.is_alive():
             _complain(f"{run.key}: its log pipe is out of reach")
         if run.is_alive():
             self._recover_listening(run)
@@ -568,7 +572,7 @@ class Keeper:
 
     def _move_log(self, run: Run) -> int:
         """One piece, so that a loud replica does not hold up the others. Returns its bytes; 0: none for now."""
-        if run.log_fd < 0:
+        if run.log_fd < 0 or run.is_journals:
             return 0
         log = self._logs[run.log_path]
         try:

@@ -7,7 +7,8 @@ nexusd says            | and the keeper
 -----------------------|---------------------------------------------------------------------------
 adopt   run, fds       | takes over a run whose former keeper died (fds: log, notify)
 hello                  | recovers what the journal knows and nobody handed over, tells its table, then `welcome`
-spawn   run, launch    | starts it (fds: log to read, log to write, notify, control, listening sockets)
+spawn   run, launch    | starts it (fds: log to read, log to write, notify, control, listening sockets); launch
+                       | may have a leaf (a cgroup), and log.journal: then both log fds are journald's stream
 probe   id, launch     | runs a check program, and answers `probed` when it ended or its timeout is over
 signal  run, signal    | signals every process of the run
 kill    run            | SIGKILLs every process of the run, again until none is left

@@ -24,7 +24,7 @@ class Run:
     key: str
     pid: int
     start_ticks: int
-    log: Message  # path, max_bytes, files
+    log: Message  # path, max_bytes, files; journal where journald has it
     notify_path: str
     control_path: str
     pipe: int = 0  # inode of its log pipe
@@ -59,6 +59,11 @@ class Run:
             "ended": self.ended,
             "refusal": self.refusal,
         }
+
+    @property
+    def is_journals(self) -> bool:
+        """Its output goes to journald; what is held in place of its log pipe is not to be touched."""
+        return "journal" in self.log
 
     @property
     def log_path(self) -> str:

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from nexusd.domain import health, settings
+from nexusd.domain import health, runs, settings
 from nexusd.domain.access import effective_permissions
 from nexusd.domain.errors import Busy, InvalidParams
-from nexusd.domain.fleet import Fleet
+from nexusd.domain.fleet import Fleet, Module
 from nexusd.operations import Operations, config_key
-from nexusd.ports import CheckResults, Containment, Daemon, EventSource, LogReader
+from nexusd.ports import CheckResults, Containment, Daemon, EventSource, LogReader, Outputs
 from nexusd.reach import Patience
 from nexusd.rpc import discover, views
 from nexusd.rpc.call import Call, Method, NoParams
@@ -103,6 +103,7 @@ class Api:
         events: EventSource,
         checks: CheckResults,
         containment: Containment,
+        outputs: Outputs,
         families: Iterable[Method] = (),
     ) -> None:
         """families: the rows that stand in files of their own."""
@@ -114,6 +115,7 @@ class Api:
         self._events = events
         self._checks = checks
         self._containment = containment
+        self._outputs = outputs
         self._page = views.StatusPage()
         self._subscriptions = 0
         self._followers: set[asyncio.Task[None]] = set()
@@ -177,7 +179,8 @@ class Api:
         if params.module_id is not None:
             module = self._operations.module(params.module_id)
             graph = self._supervisor.fleet.graph
-            return views.detail(module, graph, self._logs.path, self._checks.last, self._containment)
+            shown = views.detail(module, graph, self._logs.path, self._checks.last, self._containment)
+            return {**shown, "journal": self._journal(module)}
         identity = self._identity
         return {
             "running": identity.is_running(),
@@ -259,13 +262,24 @@ class Api:
 
     def get_logs(self, call: Call, params: GetLogs) -> dict[str, Any]:
         module = self._operations.module(params.module_id)
-        names = [f"{module.id}#{index}" for index in self._indexes(module.id, params.replica)]
+        indexes = self._indexes(module.id, params.replica)
+        if (journal := self._journal(module)) is not None:  # what a file has is of another time
+            return {"module_id": module.id, "lines": [], "subscription": None, "journal": journal}
+        names = [f"{module.id}#{index}" for index in indexes]
         # Followed before the past is read: a line may come twice, none is missed.
         subscription = self._follow(call, names) if params.follow else None
         lines = [
             {"replica": name, "line": line} for name in names for line in self._logs.tail(name, params.lines)
         ]
-        return {"module_id": module.id, "lines": lines, "subscription": subscription}
+        return {"module_id": module.id, "lines": lines, "subscription": subscription, "journal": None}
+
+    def _journal(self, module: Module) -> str | None:
+        """What `journalctl -t` finds the module's output by, if that is where it goes."""
+        running = [replica.run for replica in module.replicas if replica.run is not None]
+        if running:
+            return next(filter(None, map(self._outputs.journal, running)), None)
+        wanted = module.definition is not None and module.definition.manifest.log.target == "journal"
+        return runs.journal_identifier(module.id) if wanted else None
 
     def _indexes(self, module_id: str, replica: int | None) -> list[int]:
         module = self._operations.module(module_id)

@@ -177,6 +177,6 @@ def _log(event: Event) -> None:
     where = event["replica"] or event["module_id"] or "nexusd"
     way = f" {event['from']} → {event['to']}" if event["to"] and event["from"] else f" {event['to'] or ''}"
     why = f": {event['reason']}" if event["reason"] else ""
-    log.log(
-        level, "%s%s%s%s", where, "" if event["kind"].endswith(".state") else f" {event['kind']}", way, why
-    )
+    kind = "" if event["kind"].endswith(".state") else f" {event['kind']}"
+    about = {"module": event["module_id"], "replica": event["replica"], "event": event["kind"]}
+    log.log(level, "%s%s%s%s", where, kind, way, why, extra={"fields": about})

@@ -25,7 +25,7 @@ from nexusd.system.listening import open_socket, socket_name
 from nexusd.system.users import User, look_up
 
 # nexusd's own, which mean something else, or nothing, to a module (sd_notify(3), sd_listen_fds(3)).
-OWN_PREFIXES = ("NEXUS_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
+OWN_PREFIXES = ("NEXUS_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "JOURNAL_STREAM")
 
 _NOT_FOR_CHECKS = (
     "LISTEN_FDNAMES",
@@ -241,7 +241,9 @@ class ReplicaProcesses:
 
     def _log(self, replica: Replica, manifest: Manifest) -> dict[str, Any]:
         path = self._logs.path(replica.name)
-        return {"path": path, "max_bytes": int(manifest.log.max_size), "files": manifest.log.files}
+        log = {"path": path, "max_bytes": int(manifest.log.max_size), "files": manifest.log.files}
+        in_journal = manifest.log.target == "journal"
+        return {**log, "journal": runs.journal_identifier(replica.module_id)} if in_journal else log
 
     def _listening(self, module_id: str, manifest: Manifest) -> list[str]:
         """Opened once, at the first start; replicas and generations share them."""

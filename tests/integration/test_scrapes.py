@@ -29,6 +29,8 @@ class FakeKeeper:
     def processes(self) -> dict[str, tuple[int, int, str | None]]:
         return {}
 
+    def journal(self, _run: str) -> None: ...
+
     async def log_bytes(self, patience_s: float) -> Mapping[str, int]:
         self.asked += 1
         return {}
