@@ -256,8 +256,9 @@ class UniversalDaemon:
         if config.metrics.address is not None:
             self._web.open(*config.metrics.address)
         tree = self._containment.tree
-        held = f"in cgroups below {tree.root}" if tree else f"without cgroups: {self._containment.reason}"
-        log.info("modules run %s", held)
+        log.info(
+            "modules run %s", tree.described() if tree else f"without cgroups: {self._containment.reason}"
+        )
         log.info(
             "nexusd %s serves %s, %d modules",
             __version__,

@@ -1,6 +1,7 @@
 """The part of the cgroup tree (version 2) that is delegated to nexusd: whether there is one, and how it is laid out.
 
-    DELEGATED/nexusd                          nexusd, its keeper, check programs
+    DELEGATED/daemon                          nexusd, its keeper, check programs; or where nexusd was started, if
+                                              that was below DELEGATED (DelegateSubgroup= of systemd 254)
     DELEGATED/modules/mesh:echo#0~9f3a1c2b    one leaf for each run
 
 Processes live in leaves alone, as the kernel wants it where controllers are on (cgroups(7)). The keeper fills the
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from nexusd.domain import runs
 from nexusd.domain.manifest import Manifest
 
-OWN_LEAF, MODULES = "nexusd", "modules"
+OWN_LEAF, MODULES = "daemon", "modules"
 # systemd marks what it delegates (Delegate=); the first can be read by any user (systemd's CGROUP_DELEGATION).
 MARKS = ("user.delegate", "trusted.delegate")
 CONTROLLERS = ("cpu", "memory", "pids")
@@ -28,6 +29,13 @@ _CONTROLLER_OF = {"memory": "memory", "cpu": "cpu", "tasks": "pids"}
 
 class NotDelegated(Exception):
     """There is no part of the tree that nexusd may rule; the text says why."""
+
+
+class Place(NamedTuple):
+    """The folder that is delegated to this process, and the one that it is in: the same, or below."""
+
+    root: str
+    own: str
 
 
 class Used(NamedTuple):
@@ -46,6 +54,10 @@ class Tree:
 
     def leaf(self, run: str) -> str:
         return os.path.join(self.root, MODULES, leaf_name(run))
+
+    def described(self) -> str:
+        limits = ", ".join(sorted(possible(self.controllers)))
+        return f"in cgroups below {self.root}, which hold {f'the limits {limits}' if limits else 'no limits'}"
 
     def remove_unused(self, in_use: Collection[str]) -> None:
         """What keepers that were killed left. One that somebody lives in stays: it is not ours to judge."""
@@ -93,9 +105,10 @@ def used(leaf: str) -> Used | None:
     return Used(int(fields["usage_usec"]) / 1e6, int(memory) if memory else None)
 
 
-def find(own: str = "/proc/self/cgroup", mounts: str = "/proc/self/mountinfo") -> str:
-    """The folder that is delegated to this process. Raises NotDelegated."""
-    path, top = _own_folder(own, mounts)
+def find(own: str = "/proc/self/cgroup", mounts: str = "/proc/self/mountinfo") -> Place:
+    """Raises NotDelegated."""
+    folder, top = _own_folder(own, mounts)
+    path = folder
     if not _is_marked(path):
         # It may be in a leaf of the delegated part already: a former nexusd's, or DelegateSubgroup=. A unit never
         # is: what is delegated above it is the user's systemd's (user@1000.service).
@@ -107,16 +120,22 @@ def find(own: str = "/proc/self/cgroup", mounts: str = "/proc/self/mountinfo") -
     for name in ("", "cgroup.procs", "cgroup.subtree_control"):
         if not os.access(os.path.join(path, name), os.W_OK):
             raise NotDelegated(f"{os.path.join(path, name)} is not writable for uid {os.getuid()}")
-    return path
+    return Place(path, folder)
 
 
-def lay_out(root: str) -> Tree:
-    """Move into a leaf, make the folder of the modules' leaves, switch controllers on. Raises NotDelegated."""
+def lay_out(place: Place) -> Tree:
+    """Move into a leaf, make the folder of the modules' leaves, switch controllers on. Raises NotDelegated.
+
+    Controllers only where this process was started in a leaf: with them on, the kernel lets nobody into the inner
+    node, and systemd could not start the next nexusd there while modules run (EBUSY, 219/CGROUP).
+    """
+    root, ours = place.root, os.path.join(place.root, OWN_LEAF)
+    is_in_leaf_of_another = place.own not in (root, ours)
     try:
-        for name in (OWN_LEAF, MODULES):
-            os.makedirs(os.path.join(root, name), exist_ok=True)
-        _move_all(root, os.path.join(root, OWN_LEAF))
-        there = _read(os.path.join(root, "cgroup.controllers")).split()
+        for folder in (place.own if is_in_leaf_of_another else ours, os.path.join(root, MODULES)):
+            os.makedirs(folder, exist_ok=True)
+        _move_all(root, place.own if is_in_leaf_of_another else ours)
+        there = _read(os.path.join(root, "cgroup.controllers")).split() if is_in_leaf_of_another else []
         for folder in (root, os.path.join(root, MODULES)):
             _switch_on([one for one in CONTROLLERS if one in there], folder)
     except OSError as error:

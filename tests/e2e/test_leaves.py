@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.own_cgroup import delegated, entered, need
-from tests.running_nexus import INTERPRETER, Nexus, is_alive, wait_gone
+from tests.running_nexus import INTERPRETER, Nexus, as_user, is_alive, wait_gone
 
 # Its child forks twice, drops session and environment, and tells its pid; then both ignore SIGTERM.
 RUNAWAY = (
@@ -32,6 +32,7 @@ os.wait()
 signal.pause()
 """
 )
+USER = 12345
 SLEEPER = "#!/bin/sh\nexec sleep 1000\n"
 BRIEF = "[stop]\ntimeout = '200ms'\n"
 
@@ -45,11 +46,22 @@ def cgroup() -> Iterator[Path]:
 @pytest.fixture
 def nexus(cgroup: Path) -> Iterator[Nexus]:
     nexus = Nexus()
-    nexus.program = entered(cgroup, sys.executable, "-m", "nexusd")
+    enter(nexus, cgroup)
     try:
         yield nexus
     finally:
         nexus.close()
+
+
+def enter(nexus: Nexus, cgroup: Path) -> None:
+    """Have it started in there, as systemd does it."""
+    nexus.program = entered(cgroup, sys.executable, "-m", "nexusd")
+
+
+def in_subgroup(nexus: Nexus, cgroup: Path) -> None:
+    """As with DelegateSubgroup=: where limits can be held, too."""
+    (cgroup / "nexusd").mkdir()
+    enter(nexus, cgroup / "nexusd")
 
 
 def cgroup_of(pid: int) -> str:
@@ -79,7 +91,7 @@ def test_each_replica_has_a_leaf_and_nexusd_one_of_its_own(nexus: Nexus, cgroup:
             assert one["cgroup"].endswith(cgroup_of(one["pid"]))
     assert len(leaves(cgroup)) == 3
     assert cgroup_of(nexus.pid) == cgroup_of(nexus.keeper_pid)
-    assert cgroup_of(nexus.pid).endswith(f"{cgroup.name}/nexusd")
+    assert cgroup_of(nexus.pid).endswith(f"{cgroup.name}/daemon")
     assert (cgroup / "cgroup.procs").read_text() == ""
     told = nexus.ctl("status", "mesh/plain").stdout
     assert "a cgroup for each replica" in told
@@ -192,6 +204,7 @@ def test_who_started_before_leaves_were_made_is_adopted_and_told_apart(nexus: Ne
 
 
 def test_a_limit_counts_as_held_only_where_its_controller_is(nexus: Nexus, cgroup: Path) -> None:
+    in_subgroup(nexus, cgroup)
     nexus.add_program(
         "mesh/plain", SLEEPER, "[limits]\nmemory = '256M'\ntasks = 64\ncpu = 0.5\nfiles = 100\n"
     )
@@ -218,6 +231,7 @@ def test_the_kernel_is_told_the_limit(
     nexus: Nexus, cgroup: Path, controller: str, limit: str, file: str, text: str
 ) -> None:
     need(cgroup, controller)
+    in_subgroup(nexus, cgroup)
     nexus.add_program("mesh/plain", SLEEPER, f"[limits]\n{limit}\n")
     nexus.start()
     status = nexus.until_state("mesh/plain", "started")
@@ -227,6 +241,7 @@ def test_the_kernel_is_told_the_limit(
 
 def test_all_processes_of_a_replica_together_stay_below_its_tasks(nexus: Nexus, cgroup: Path) -> None:
     need(cgroup, "pids")
+    in_subgroup(nexus, cgroup)
     program = INTERPRETER + (
         "import os, signal\nn = 0\ntry:\n    while n < 50:\n        if os.fork() == 0: signal.pause()\n        n += 1\n"
         "except OSError: pass\nprint('forked', n, flush=True)\nsignal.pause()\n"
@@ -246,3 +261,42 @@ def test_the_metrics_count_what_a_replica_forked_and_lost(nexus: Nexus, cgroup: 
     text = nexus.call("get_metrics", module_id="mesh/busy")["text"]
     (line,) = (line for line in text.splitlines() if line.startswith("nexus_replica_cpu_seconds_total{"))
     assert float(line.split()[1]) >= 0.3
+
+
+def test_a_subgroup_that_nexusd_was_started_in_is_its_leaf(nexus: Nexus, cgroup: Path) -> None:
+    in_subgroup(nexus, cgroup)
+    nexus.add_program("mesh/plain", SLEEPER)
+    nexus.start()
+    leaf = nexus.until_state("mesh/plain", "started")["instances"][0]["cgroup"]
+    assert Path(leaf).parent == cgroup / "modules"
+    assert cgroup_of(nexus.pid) == cgroup_of(nexus.keeper_pid)
+    assert cgroup_of(nexus.pid).endswith(f"{cgroup.name}/nexusd")
+    assert not (cgroup / "daemon").exists()
+
+
+def test_no_leaf_can_be_made_and_the_start_is_refused_with_the_reason(nexus: Nexus, cgroup: Path) -> None:
+    nexus.add_program("mesh/plain", SLEEPER, "autostart = false\n[restart]\npolicy = 'never'\n")
+    nexus.start()
+    (cgroup / "modules" / "cgroup.max.descendants").write_text("0")
+    nexus.ctl("start", "mesh/plain")
+    assert (
+        "cannot be started (cgroup): Resource temporarily unavailable" in nexus.status("mesh/plain")["reason"]
+    )
+    (cgroup / "modules" / "cgroup.max.descendants").write_text("max")
+    nexus.call("start_module", module_id="mesh/plain")
+    assert nexus.status("mesh/plain")["containment"]["by"] == "cgroup"
+
+
+def test_an_ordinary_user_has_leaves_where_the_cgroup_is_his(nexus: Nexus, cgroup: Path) -> None:
+    for place in (cgroup, cgroup / "cgroup.procs", cgroup / "cgroup.subtree_control"):
+        os.chown(place, USER, USER)
+    for place in (nexus.home, nexus.modules, nexus.settings):
+        os.chown(place, USER, USER)
+    nexus.program = entered(cgroup, *as_user(USER), sys.executable, "-m", "nexusd")
+    nexus.add_program("mesh/runaway", RUNAWAY, BRIEF)
+    nexus.start()
+    runaway = away(nexus, "mesh/runaway")
+    assert nexus.status("mesh/runaway")["containment"] == {"by": "cgroup", "reason": None}
+    nexus.call("stop_module", module_id="mesh/runaway")
+    assert not is_alive(runaway)
+    assert leaves(cgroup) == []

@@ -13,11 +13,11 @@ import pytest
 from nexusd.domain.manifest import parse_manifest
 from nexusd.keeper import leaf
 from nexusd.system import cgroups
-from nexusd.system.cgroups import NotDelegated
+from nexusd.system.cgroups import NotDelegated, Place
 from tests.own_cgroup import delegated, entered
 
 RUN = "mesh/echo#0@1~9f3a1c2b"
-FIND = "from nexusd.system.cgroups import find, lay_out\nprint(find())\nprint(lay_out(find()))\n"
+FIND = "from nexusd.system.cgroups import find, lay_out\nprint(find().root)\nprint(lay_out(find()))\n"
 
 
 @pytest.fixture
@@ -60,13 +60,34 @@ def marked(folder: Path) -> Path:
 def test_a_process_finds_what_is_delegated_to_it_and_moves_into_a_leaf(cgroup: Path) -> None:
     told = inside(cgroup, FIND + "print(open('/proc/self/cgroup').read())")
     assert told.stdout.splitlines()[0] == str(cgroup), told.stderr
-    assert f"/{cgroup.name}/nexusd" in told.stdout
+    assert f"/{cgroup.name}/daemon" in told.stdout
     assert (cgroup / "modules").is_dir()
 
 
-def test_a_later_process_finds_the_same_from_the_leaf_of_the_former(cgroup: Path) -> None:
-    (cgroup / "nexusd").mkdir()
-    assert inside(cgroup / "nexusd", FIND).stdout.splitlines()[0] == str(cgroup)
+@pytest.mark.parametrize("name", ["daemon", "subgroup"])
+def test_a_process_that_begins_in_a_leaf_finds_the_same_and_stays_there(cgroup: Path, name: str) -> None:
+    (cgroup / name).mkdir()
+    told = inside(cgroup / name, FIND + "print(open('/proc/self/cgroup').read())").stdout
+    assert told.splitlines()[0] == str(cgroup)
+    assert f"/{cgroup.name}/{name}\n" in told
+
+
+@pytest.mark.parametrize(("name", "expected"), [("", False), ("daemon", False), ("subgroup", True)])
+def test_controllers_are_on_only_where_the_next_daemon_can_be_started_again(
+    tmp_path: Path, name: str, expected: bool
+) -> None:
+    root = tmp_path / "nexusd.service"
+    (root / "modules").mkdir(parents=True)
+    for folder, file, text in (
+        (root, "cgroup.controllers", "cpuset cpu pids"),
+        (root, "cgroup.subtree_control", ""),
+        (root / "modules", "cgroup.subtree_control", ""),
+    ):
+        (folder / file).write_text(text)
+    tree = cgroups.lay_out(Place(str(root), str(root / name) if name else str(root)))
+    # In a plain file what is written last stands: the kernel would have added it to the rest.
+    assert (root / "cgroup.subtree_control").read_text() == ("+pids" if expected else "")
+    assert tree.root == str(root)
 
 
 def test_an_unmarked_cgroup_is_not_ours_even_for_root(cgroup: Path) -> None:
@@ -101,7 +122,7 @@ def test_a_unit_does_not_take_what_is_delegated_to_the_systemd_above_it(tmp_path
 def test_a_mount_of_a_part_and_blanks_in_its_place_are_understood(tmp_path: Path) -> None:
     place = marked(tmp_path / "a place" / "nexusd.service")
     told = tree(tmp_path, "0::/pod/nexusd.service\n", mount(f"{tmp_path}/a\\040place", "/pod"))
-    assert cgroups.find(*told) == str(place)
+    assert cgroups.find(*told) == Place(str(place), str(place))
 
 
 def test_a_kernel_without_cgroup_kill_is_named(tmp_path: Path) -> None:
@@ -151,6 +172,12 @@ def test_a_leaf_counts_what_its_processes_used_also_those_that_have_ended(cgroup
     assert 0.2 <= used.cpu_s < 5
     assert (used.memory_bytes is None) == (not (cgroup / "memory.current").exists())
     assert cgroups.used(str(cgroup / "gone")) is None
+
+
+def test_a_leaf_is_made_with_its_limits_written(cgroup: Path) -> None:
+    place = cgroup / "leaf"
+    leaf.make({"path": str(place), "limits": {"cgroup.max.depth": "3"}})  # a file that needs no controller
+    assert (place / "cgroup.max.depth").read_text() == "3\n"
 
 
 def test_a_leaf_that_refuses_a_limit_is_not_left_behind(cgroup: Path) -> None:
