@@ -140,6 +140,7 @@ class Keeper:
         if os.path.exists(path):
             os.unlink(path)
         self._probes.end_all()
+        self._remove_leaves()
         for log in self._logs.values():
             self._close_log(log)
         if self._dismissed and not self._runs:  # otherwise its notes are for the nexusd that comes next
