@@ -21,7 +21,7 @@ from nexusctl.unreachable import TIMED_OUT, Unreachable
 
 FIRST_DRAWN_AFTER_S = 0.4  # what is quicker than this needs no progress
 DRAWN_EVERY_S = 0.2
-UP_AND_CLEAR = "\x1b[{lines}A\x1b[J"
+UP_AND_CLEAR = "\r\x1b[{lines}A\x1b[J"  # the terminal may have echoed ^C at the beginning of the line
 
 
 class Board:

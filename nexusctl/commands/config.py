@@ -96,19 +96,21 @@ def _get_several(invocation: Invocation, pattern: str, key: str | None) -> int:
 def set_value(invocation: Invocation, module: str, key: str, value: str | None) -> int:
     """Set one KEY of a module, or of each that a pattern means.
 
-    VALUE is taken as JSON if it reads as JSON, else as text. Text that looks like JSON: '"5000"'.
+    VALUE is text where KEY is of type str, else it is JSON, or text if it does not read as JSON.
     A secret belongs into no command line, which others can see: - reads the value from stdin, and without a VALUE
-    it is asked for on the terminal.
+    it is asked for on the terminal. Both are taken to the letter for a str, quotes and all.
     """
-    params = {"key": key, "value": as_value(_given(value, module, key))}
+    text, is_literal = _given(value, module, key), value in (None, "-")
     patience = invocation.action_timeout + GRACE_S
+    with invocation.client(patience) as client:
+        ids = selected(client, [module])
+        wanted = {one: {"key": key, "value": _typed(client, one, key, text, is_literal)} for one in ids}
+        if not is_single([module]):
+            results, statuses = _each(invocation, client, "configure", "configure", wanted)
     if is_single([module]):
-        result = _ask(invocation, "configure", {"module_id": module, **params}, patience)
+        result = _ask(invocation, "configure", {"module_id": module, **wanted[module]}, patience)
         invocation.show(result, lambda: _set(result), key)
         return DONE
-    with invocation.client(patience) as client:
-        wanted = dict.fromkeys(selected(client, [module]), params)
-        results, statuses = _each(invocation, client, "configure", "configure", wanted)
     if invocation.output == "json":
         print(indented(results))
     else:
@@ -124,6 +126,18 @@ def _given(value: str | None, module: str, key: str) -> str:
     if value is None:
         raise click.UsageError("the value is missing; - reads it from stdin")
     return sys.stdin.read().removesuffix("\n") if value == "-" else value
+
+
+def _typed(client: Client, module_id: str, key: str, text: str, is_literal: bool) -> Any:
+    """The value that the text means for this key. On the command line quotes go, as they always did: '"5000"'."""
+    value = as_value(text)
+    if value == text or (isinstance(value, str) and not is_literal):
+        return value
+    try:
+        entries = client.call("get_config", {"module_id": module_id, "key": key})["config"]
+    except RpcError:  # no such key, or not to be read by this user: what is wrong with it, configure tells
+        return value
+    return text if entries.get(key, {}).get("type") == "str" else value
 
 
 def _each(

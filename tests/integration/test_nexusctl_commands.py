@@ -589,7 +589,7 @@ def test_config_set_sends_json_values_and_tells_how_they_are_applied(daemon: Fak
     daemon.answers["configure"] = lambda params, connection: {**params, "previous": 1000, "applied": "live"}
     ended, out, _ = said("config", "set", "mesh/echo", "interval_ms", "5000")
     assert (ended, out) == (0, "mesh/echo interval_ms: 1000 -> 5000, applied at once\n")
-    assert daemon.asked == [("configure", {"module_id": "mesh/echo", "key": "interval_ms", "value": 5000})]
+    assert daemon.asked_for("configure") == [{"module_id": "mesh/echo", "key": "interval_ms", "value": 5000}]
 
 
 def test_rpc_calls_any_method_with_parameters_from_the_line_or_stdin(
@@ -602,6 +602,33 @@ def test_rpc_calls_any_method_with_parameters_from_the_line_or_stdin(
     assert said("rpc", "echo", "{")[0] == 2
     assert said("rpc", "echo", "5")[0] == 2
     assert said("rpc", "no_such")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "from_stdin", "value"),
+    [
+        ("str", "12345678", True, "12345678"),
+        ("str", '"quoted"', True, '"quoted"'),
+        ("str", "12345678", False, "12345678"),
+        ("str", '"5000"', False, "5000"),
+        ("int", "5000", True, 5000),
+        ("list", '["a"]', False, ["a"]),
+    ],
+)
+def test_text_for_a_str_is_not_taken_for_json(
+    daemon: FakeDaemon,
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    text: str,
+    from_stdin: bool,
+    value: object,
+) -> None:
+    daemon.answers["get_config"] = {"module_id": "a/b", "config": {"password": {"type": kind}}}
+    daemon.answers["configure"] = lambda params, connection: {**params, "applied": "live"}
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n"))
+    assert said("config", "set", "a/b", "password", "-" if from_stdin else text)[0] == 0
+    assert daemon.asked_for("configure")[0]["value"] == value
 
 
 def configured(params: Params, connection: Connection) -> Params:
