@@ -32,9 +32,12 @@ class Board:
         self._states: dict[str, str] = {}
         self._replicas: dict[str, dict[str, str]] = {}
         self._reasons: dict[str, str] = {}
+        self._experiments: dict[str, str] = {}
 
     def take(self, event: dict[str, Any]) -> None:
         module_id, to = event.get("module_id"), event.get("to")
+        if module_id and str(event.get("kind")).startswith("chaos."):
+            self._experiments[module_id] = _experiment(event)
         if not module_id or not to:
             return
         if event.get("kind") == "replica.state" and event.get("replica"):
@@ -60,8 +63,11 @@ class Board:
         replicas = sorted(self._replicas.get(module_id, {}).items(), key=lambda one: (len(one[0]), one[0]))
         state = self._states.get(module_id, "" if replicas else "waiting")
         parts = [(module_id, None), (state, "state"), (span(waited_s), "dim")]
+        parts.append((self._experiments.get(module_id, ""), None))
         parts += [(f"{number} {state}", None) for number, state in replicas]
-        parts.append((self._reasons.get(module_id, ""), "dim"))
+        reason = self._reasons.get(module_id, "")
+        is_said = reason in {state, *(state for _, state in replicas)}
+        parts.append(("" if is_said else reason, "dim"))
         line, room = "", (page.width or 80) - 1
         for text, colour in parts:
             if text := text[: max(room, 0)]:
@@ -70,6 +76,14 @@ class Board:
                     page.state(text) if colour == "state" else page.paint(text, colour)
                 )
         return line
+
+
+def _experiment(event: dict[str, Any]) -> str:
+    """`c12 injected, Ctrl-C rolls back`; the id leads the reason of each event of an experiment."""
+    words = clean(event.get("reason") or "").split(maxsplit=1)
+    phase = str(event["kind"]).removeprefix("chaos.").replace("_", " ")
+    way_out = ", Ctrl-C rolls back" if phase in ("started", "injected") else ""
+    return f"{words[0].rstrip(':') if words else 'the experiment'} {phase}{way_out}"
 
 
 class Progress:

@@ -15,7 +15,7 @@ from nexusctl.commands.config import as_value
 from nexusctl.complaint import lines, tell
 from nexusctl.exits import FROM_GOOD_TO_BAD, MEANINGS, exit_status, worst
 from nexusctl.output import Page
-from nexusctl.progress import Board
+from nexusctl.progress import UP_AND_CLEAR, Board
 from nexusctl.selection import matching, nearest, no_match
 from nexusctl.unreachable import Unreachable
 from nexusctl.wire import error_of
@@ -294,6 +294,24 @@ def test_the_progress_of_a_module_shows_its_replicas_as_the_events_tell() -> Non
     ]
     board.done("c/d")
     assert len(board.lines(page, 10, 2.5)) == 1
+
+
+def test_the_progress_says_no_word_twice() -> None:
+    board = Board(["a/b"])
+    board.take(event("replica.state", "stopping", "a/b#0", reason="stopping"))
+    assert board.lines(Page(False, 80), 10, 2) == ["a/b  2s  #0 stopping"]
+
+
+def test_the_progress_of_an_experiment_says_its_id_its_phase_and_the_way_out() -> None:
+    board = Board(["a/b"])
+    board.take({"kind": "chaos.injected", "module_id": "a/b", "reason": "c12: SIGSTOP to a/b#0"})
+    assert board.lines(Page(False, 80), 10, 2) == ["a/b  waiting  2s  c12 injected, Ctrl-C rolls back"]
+    board.take({"kind": "chaos.rolled_back", "module_id": "a/b", "reason": "c12: SIGCONT"})
+    assert board.lines(Page(False, 80), 10, 2) == ["a/b  waiting  2s  c12 rolled back"]
+
+
+def test_the_progress_is_erased_from_the_beginning_of_the_line() -> None:
+    assert UP_AND_CLEAR.format(lines=2).startswith("\r")  # the terminal may have echoed ^C there
 
 
 def test_the_progress_of_many_modules_fits_the_window() -> None:
