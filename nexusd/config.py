@@ -6,7 +6,7 @@ Order: command line, environment, file, default. Reading the file is `read_confi
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -139,6 +139,18 @@ class Config:
     metrics: Metrics
     audit: Audit
     daemon: Daemon
+
+
+IN_FORCE_ON_RELOAD = ("access", "health")
+
+
+def changed_since(start: Config, before: Config, now: Config) -> dict[str, list[str]]:
+    """The names of nexusd.toml's keys and tables that a reload puts in force, and that wait for a restart."""
+    waiting = [one.name for one in fields(Config) if one.name not in (*IN_FORCE_ON_RELOAD, "config_path")]
+    return {
+        "in_force": [one for one in IN_FORCE_ON_RELOAD if getattr(before, one) != getattr(now, one)],
+        "waits_for_restart": [one for one in waiting if getattr(start, one) != getattr(now, one)],
+    }
 
 
 @dataclass(frozen=True, slots=True)

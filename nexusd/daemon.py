@@ -20,7 +20,7 @@ import msgspec
 from nexusd import __version__
 from nexusd.catalogue import Catalogue
 from nexusd.chaos import Conductor
-from nexusd.config import Config, InvalidConfig, Options, read_config
+from nexusd.config import Config, InvalidConfig, Options, changed_since, read_config
 from nexusd.domain import lifecycle
 from nexusd.domain.access import SecurityContext, authority
 from nexusd.domain.errors import NexusError, NotPossible, ShuttingDown
@@ -66,6 +66,10 @@ class UniversalDaemon:
         self.config = config or read_config(Options(), os.environ, os.getuid())
         self.exit_status = 0
         self._most_unhealthy = self.config.health.most_unhealthy
+        try:
+            self._file_at_start = self._file_in_force = self._read_again()
+        except InvalidConfig:  # a configuration that was handed in, without a file
+            self._file_at_start = self._file_in_force = self.config
         self._started_at = time.monotonic()
         self._leaving = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -307,24 +311,24 @@ class UniversalDaemon:
         """Read nexusd.toml and all manifests again."""
         async with self._reloading:  # of two at once, the one that read first could have the last word
             self._refuse_when_leaving()
-            self._reload_config()
+            config = self._reload_config()
             found = await self._catalogue.discover()
             self._refuse_when_leaving()  # a module that is started now would keep us from leaving
             told = self._catalogue.refresh(found)
         self._events.add("daemon.reloaded")
-        return told
+        return {**told, "config": config}
 
     def _refuse_when_leaving(self) -> None:
         if self._leaving.is_set():
             raise ShuttingDown("nexusd is shutting down")
 
-    def _reload_config(self) -> None:
+    def _reload_config(self) -> dict[str, list[str]]:
         """Who may do what, and what counts as ready. Folders and sockets stay as they are until the next start."""
         try:
-            fresh = read_config(Options(config=self.config.config_path), os.environ, os.getuid())
+            fresh = self._read_again()
         except InvalidConfig as error:
             if not os.path.exists(self.config.config_path):
-                return
+                return {"in_force": [], "waits_for_restart": []}
             reason = "; ".join(str(fault) for fault in error.faults)
             raise NotPossible(
                 "the configuration has faults, the one in force stays", reason=reason
@@ -332,6 +336,13 @@ class UniversalDaemon:
         self._warnings.clear()
         self._most_unhealthy = fresh.health.most_unhealthy
         self._grant(fresh)
+        changes = changed_since(self._file_at_start, self._file_in_force, fresh)
+        self._file_in_force = fresh
+        return changes
+
+    def _read_again(self) -> Config:
+        """Without what the command line said, which is not told apart from the file in `config`."""
+        return read_config(Options(config=self.config.config_path), os.environ, os.getuid())
 
     # Callers in this process
 

@@ -129,6 +129,12 @@ def _daemon_reloaded(result: dict[str, Any]) -> list[str]:
         ),
         *(f"  removed  {one}" for one in result.get("removed") or []),
     ]
+    config = result.get("config") or {}
+    changes += [f"  [{one}] of nexusd.toml is in force" for one in config.get("in_force") or []]
+    changes += [
+        f"  {one} of nexusd.toml waits for a restart of nexusd"
+        for one in config.get("waits_for_restart") or []
+    ]
     unchanged = not changes and not result.get("invalid")
     return ["nexusd reloaded" + (", nothing had changed" if unchanged else ""), *changes]
 

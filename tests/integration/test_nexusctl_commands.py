@@ -319,6 +319,16 @@ def test_reload_of_a_module_and_of_the_daemon(daemon: FakeDaemon, said: Said) ->
     assert said("reload", "--no-wait")[0] == 2
 
 
+def test_reload_says_what_of_nexusd_toml_is_in_force_and_what_waits(daemon: FakeDaemon, said: Said) -> None:
+    told = {"in_force": ["access"], "waits_for_restart": ["metrics"]}
+    daemon.answers["reload_daemon"] = {"reloaded": True, "config": told}
+    assert said("reload")[1].splitlines() == [
+        "nexusd reloaded",
+        "  [access] of nexusd.toml is in force",
+        "  metrics of nexusd.toml waits for a restart of nexusd",
+    ]
+
+
 def test_scale_says_from_what_to_what(daemon: FakeDaemon, said: Said) -> None:
     scaled: Params = {
         "module_id": "mesh/echo",

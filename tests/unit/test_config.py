@@ -10,7 +10,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from nexusd.config import Access, Api, Config, File, Folders, InvalidConfig, Options, folders, read_config
+from nexusd.config import (
+    Access,
+    Api,
+    Config,
+    File,
+    Folders,
+    InvalidConfig,
+    Options,
+    changed_since,
+    folders,
+    read_config,
+)
 from nexusd.domain.access import ROLES
 from nexusd.domain.fields import Fault
 from nexusd.domain.units import Size
@@ -256,3 +267,10 @@ def test_metrics_are_served_where_the_file_says(
 def test_a_place_for_metrics_that_is_none_is_a_fault(listen: str, file: Path) -> None:
     fault = faults(file, f'[metrics]\nlisten = "{listen}"\n')["metrics.listen"]
     assert fault.expected == '"HOST:PORT" or "off"'
+
+
+def test_a_reload_tells_what_is_in_force_and_what_waits_for_a_restart(file: Path) -> None:
+    start = read(file, "")
+    now = read(file, 'modules = ["/srv/m"]\n[health]\nmost_unhealthy = 0.5\n')
+    assert changed_since(start, start, now) == {"in_force": ["health"], "waits_for_restart": ["modules"]}
+    assert changed_since(start, now, now) == {"in_force": [], "waits_for_restart": ["modules"]}
