@@ -15,6 +15,7 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  #
 from nexusctl.attachment import ask, ask_now
 from nexusctl.client import RpcError, Unreachable
 from nexusctl.exits import DENIED, DONE, FAILED
+from nexusctl.unreachable import TIMED_OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def _failed(error: Exception) -> dict[str, Any]:
     told: dict[str, Any] = {"success": False, "error": str(error)}
     if isinstance(error, RpcError):
         told |= {"error": _in_full(error), "code": error.code, "data": error.data}
+    elif isinstance(error, Unreachable) and error.cause == TIMED_OUT:
+        told |= {"error": f"{error}; it may still be carried out", "data": {"kind": "timed_out"}}
     return told
 
 
@@ -129,4 +132,6 @@ def _shown(command_type: str, answer: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from nexusctl.shim_arguments import leave
+
+    leave(main)

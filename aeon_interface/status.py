@@ -85,4 +85,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from nexusctl.shim_arguments import leave
+
+    leave(main)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from nexusctl.client import RpcError
 from nexusctl.exits import exit_status
 from nexusctl.output import clean, hanging, page_of
-from nexusctl.unreachable import NO_DAEMON, NO_PERMISSION, SHUT_DOWN, SYSTEM_SOCKET, Unreachable
+from nexusctl.unreachable import NO_DAEMON, NO_PERMISSION, SHUT_DOWN, SYSTEM_SOCKET, TIMED_OUT, Unreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PREFIX = "nexusctl: "
+UNITS = tuple(f"{folder}/systemd/system/nexusd.service" for folder in ("/etc", "/usr/lib", "/lib", "/run"))
 NEXT = {
     "no_such_module": "nexusctl modules",
     "permission_denied": "nexusctl whoami",
@@ -69,7 +71,8 @@ def as_object(error: RpcError | Unreachable, module: str | None, status: int) ->
 
 def lines(error: RpcError | Unreachable, verb: str | None = None, module: str | None = None) -> list[str]:
     if isinstance(error, Unreachable):
-        told = [clean(error) if error.cause == SHUT_DOWN else f"cannot connect: {clean(error)}"]
+        is_met = error.cause in (SHUT_DOWN, TIMED_OUT)
+        told = [clean(error) if is_met else f"cannot connect: {clean(error)}"]
     else:
         sentence = _sentence(error, verb, module)
         told = [sentence, *(f"  {line}" for line in _details(error, sentence, verb))]
@@ -94,11 +97,13 @@ def next_step(error: RpcError | Unreachable, module: str | None = None) -> str |
 def _way_to_the_daemon(error: Unreachable) -> str | None:
     if error.cause == NO_PERMISSION:
         return "run it as root, or as a member of the socket's group"
+    if error.cause == TIMED_OUT:
+        return "try it again with a longer --timeout"
     if error.cause != NO_DAEMON:
         return None
-    if error.path == SYSTEM_SOCKET:
+    if error.path == SYSTEM_SOCKET and any(map(os.path.exists, UNITS)):
         return "systemctl start nexusd, or name another socket with --socket"
-    return f"nexusd --socket {error.path}"
+    return "start nexusd, or name the socket of the one that runs with --socket or NEXUS_SOCKET"
 
 
 def _sentence(error: RpcError, verb: str | None, module: str | None) -> str:
@@ -121,7 +126,9 @@ def _details(error: RpcError, sentence: str, verb: str | None) -> list[str]:
     if reason and clean(reason) not in sentence:
         told.append(clean(reason))
     if error.kind == "start_failed" and data.get("module_id"):
-        again = "reload" if verb == "reload" else "start"
+        again = (
+            "reload" if verb == "reload" else "restart"
+        )  # it may be starting still, where start has no effect
         told.append(f"once it is corrected: nexusctl {again} {clean(data['module_id'])}")
     told += _ending(data, sentence)
     if required_by := data.get("required_by"):

@@ -1,8 +1,14 @@
-"""The arguments that AEON's status.py and command.py share. live.py reads its own: argparse is slow to import."""
+"""What AEON's status.py and command.py share as programs: arguments, a quiet end. live.py has its own, quicker ones."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from nexusctl.exits import PIPE_CLOSED
 
 LONGEST_S = 86_400.0
 
@@ -20,6 +26,17 @@ def parser(
         help=f"how long it may take at the most; {otherwise or f'{timeout:g} if not given'}",
     )
     return arguments
+
+
+def leave(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run as a program; who read the output may have gone (`| head`)."""
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
+        status = PIPE_CLOSED
+    sys.exit(status)
 
 
 def _seconds(text: str) -> float:

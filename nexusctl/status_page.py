@@ -259,7 +259,7 @@ def next_step(detail: Item) -> str | None:
     if detail.get("pending_reload"):
         return f"nexusctl reload {module_id}"
     if state in ("failed", "backoff"):
-        return f"nexusctl logs {module_id}; correct it, then nexusctl start {module_id}"
+        return f"nexusctl logs {module_id}; correct it, then nexusctl restart {module_id}"
     if state == "started" and detail["health"] != "healthy":
         return f"nexusctl logs {module_id}"
     return None

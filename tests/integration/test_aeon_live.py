@@ -324,3 +324,30 @@ print(*sorted({"asyncio", "click", "msgspec", "nexusd"} & set(sys.modules)))
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30
     )
     assert (ran.stdout, ran.stderr) == ("\n", "")
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("status", ()), ("command", ("get_status",))])
+def test_who_reads_no_further_gets_no_traceback(path: Path, name: str, arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with FakeDaemon(path, {"get_status": {"running": True}}):
+        ended = subprocess.run(
+            [sys.executable, str(ROOT / "aeon_interface" / f"{name}.py"), *arguments],
+            env={**os.environ, "NEXUS_SOCKET": str(path)},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_a_command_that_was_not_answered_in_time_may_still_be_carried_out(path: Path) -> None:
+    is_over = threading.Event()
+    with FakeDaemon(path, {"stop_module": lambda params, connection: {"late": is_over.wait(30)}}):
+        ended = shim(path, "command", "stop_module", '{"module_id": "a/b"}', "--timeout", "0.2")
+        is_over.set()
+    told = json.loads(ended.stdout)
+    assert (ended.returncode, told["success"], told["data"]) == (1, False, {"kind": "timed_out"})
+    assert told["error"].endswith("it may still be carried out")

@@ -36,6 +36,7 @@ from tests.fake_daemon import (
 ROOT = Path(__file__).resolve().parents[2]
 NEXUSCTL = [sys.executable, "-m", "nexusctl"]
 FLEET = [summary("mesh/echo"), summary("mesh/router", "stopped"), summary("substrate/bus")]
+START = "start nexusd, or name the socket of the one that runs with --socket or NEXUS_SOCKET"
 PAGES = [detail("mesh/echo"), detail("mesh/router", "stopped"), detail("autonomic/x", "starting")]
 
 
@@ -244,7 +245,7 @@ def test_a_failed_start_is_told_on_stderr_with_the_last_lines(daemon: FakeDaemon
     assert (ended, out) == (1, "")
     assert err == (
         "nexusctl: cannot start mesh/echo: mesh/echo#0 left with exit status 3\n"
-        "  once it is corrected: nexusctl start mesh/echo\n"
+        "  once it is corrected: nexusctl restart mesh/echo\n"
         "  last lines of mesh/echo#0:\n"
         "    | ValueError: no route\n"
         "next: nexusctl logs mesh/echo\n"
@@ -779,7 +780,7 @@ def test_without_a_daemon_it_is_69_and_says_which_command_starts_one(
     tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "none"
-    told = f"nexusctl: cannot connect: no daemon: {path} does not exist\nnext: nexusd --socket {path}\n"
+    told = f"nexusctl: cannot connect: no daemon: {path} does not exist\nnext: {START}\n"
     assert said("--socket", str(path), "status") == (69, "", told)
     assert said("start", "a/b", "--socket", str(path)) == (69, "", told)
     ended, _, err = said("status", "--socket", str(path), "-o", "json")

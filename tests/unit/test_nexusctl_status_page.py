@@ -108,7 +108,7 @@ def test_a_module_in_backoff_shows_why_and_where_to_look() -> None:
         "  REPLICA  STATE    PID  UPTIME  RESTARTS  LAST EXIT                  STATUS",
         "  #0       backoff  -    -              3  killed by SIGSEGV, 4s ago  next attempt in 2.0s",
         "",
-        "next: nexusctl logs mesh/echo; correct it, then nexusctl start mesh/echo",
+        "next: nexusctl logs mesh/echo; correct it, then nexusctl restart mesh/echo",
     ]
     assert told[4].startswith("  since     20") and told[4].endswith("(1d 2h)")
 

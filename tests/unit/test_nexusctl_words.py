@@ -17,7 +17,7 @@ from nexusctl.exits import FROM_GOOD_TO_BAD, MEANINGS, exit_status, worst
 from nexusctl.output import Page
 from nexusctl.progress import UP_AND_CLEAR, Board
 from nexusctl.selection import matching, nearest, no_match
-from nexusctl.unreachable import Unreachable
+from nexusctl.unreachable import NO_DAEMON, SYSTEM_SOCKET, Unreachable, unanswered
 from nexusctl.wire import error_of
 
 KNOWN = ["mesh/echo", "mesh/router", "vitals/heartbeat-client"]
@@ -260,13 +260,29 @@ def test_a_failed_start_shows_the_exit_the_last_lines_and_what_to_try() -> None:
     about = {"kind": "start_failed", "module_id": "mesh/echo", "replica": "mesh/echo#0"}
     assert complaint(-32008, "it did not get ready", exit=ended, log=["one", "two\x07"], **about) == [
         "cannot start mesh/echo: it did not get ready",
-        "  once it is corrected: nexusctl start mesh/echo",
+        "  once it is corrected: nexusctl restart mesh/echo",
         "  mesh/echo#0 ended: killed by SIGSEGV",
         "  last lines of mesh/echo#0:",
         "    | one",
         "    | two?",
         "next: nexusctl logs mesh/echo",
     ]
+
+
+def test_a_daemon_that_is_slow_was_connected_to() -> None:
+    told = lines(unanswered("/run/x.sock", "get_status", 5))
+    assert told[0].startswith("get_status was not answered within 5 s")
+    assert told[1] == "next: try it again with a longer --timeout"
+
+
+def test_a_unit_is_recommended_only_where_one_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = Unreachable(NO_DAEMON, "no daemon", SYSTEM_SOCKET)
+    monkeypatch.setattr("nexusctl.complaint.UNITS", (str(tmp_path / "nexusd.service"),))
+    assert "systemctl" not in lines(error)[-1]
+    (tmp_path / "nexusd.service").touch()
+    assert lines(error)[-1].startswith("next: systemctl start nexusd")
 
 
 def test_a_refused_stop_offers_the_cascade_unless_the_daemon_has_a_better_hint() -> None:
