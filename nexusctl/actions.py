@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import click
+
 from nexusctl.client import Client, RpcError
 from nexusctl.complaint import complain
 from nexusctl.exits import DONE, worst
@@ -31,6 +33,7 @@ class Action(NamedTuple):
 
 def carry_out(invocation: Invocation, action: Action, words: Sequence[str]) -> int:
     """Ask for all, print each outcome as it comes. The worst of the outcomes is the exit status."""
+    _refuse_replicas(action, words)
     with invocation.client() as client:
         ids = selected(client, words)
         results: list[Any] = []
@@ -42,6 +45,13 @@ def carry_out(invocation: Invocation, action: Action, words: Sequence[str]) -> i
     if invocation.output == "json" and results:
         print(indented(results[0] if is_single(words) else results))
     return worst(statuses)
+
+
+def _refuse_replicas(action: Action, words: Sequence[str]) -> None:
+    named = [word for word in words if "#" in word and not action.by_replica]
+    if named:
+        way = f"nexusctl restart {named[0]} restarts one replica"
+        raise click.UsageError(f"{action.verb} takes whole modules only, not {named[0]}; {way}")
 
 
 def _tell(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nexusctl.client import Client
 
 NO_SUCH_MODULE = -32002
+LIKE_ENOUGH = 0.65  # of difflib's 0 to 1; with less, "nope" is taken for "mine"
 
 
 def is_pattern(word: str) -> bool:
@@ -79,8 +80,9 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
         return "*"
     if bare and any(one.startswith(f"{bare}/") for one in known):
         return f"{bare}/*"
-    by_text = {one.rpartition("/")[2]: one for one in reversed(known)} | {one: one for one in known}
-    close = difflib.get_close_matches(bare, by_text, n=1, cutoff=0.5)
+    by_text = {one.partition("/")[0]: f"{one.partition('/')[0]}/*" for one in known}
+    by_text |= {one.rpartition("/")[2]: one for one in reversed(known)} | {one: one for one in known}
+    close = difflib.get_close_matches(bare, by_text, n=1, cutoff=LIKE_ENOUGH)
     if close:
         return by_text[close[0]]
     return next((one for one in known if bare and bare in one), None)

@@ -8,7 +8,7 @@ from nexusctl.client import RpcError
 from nexusctl.complaint import complain
 from nexusctl.exits import DONE, NOT_RUNNING, worst
 from nexusctl.output import compact, indented
-from nexusctl.selection import is_single, matching, no_match, with_near_match
+from nexusctl.selection import NO_SUCH_MODULE, is_single, matching, no_match, with_near_match
 from nexusctl.status_page import fleet_page, module_page
 
 TYPE_CHECKING = False
@@ -46,7 +46,7 @@ def _show_daemon(invocation: Invocation, status: dict[str, Any]) -> int:
 def _show_some(invocation: Invocation, status: dict[str, Any], words: Sequence[str]) -> int:
     """Ids that are not there are complained about one by one, the others shown."""
     items = {item["id"]: item for item in status["modules"]["items"]}
-    chosen = matching(words, list(items))
+    chosen = matching([word.partition("#")[0] for word in words], list(items))
     found = [items[one] for one in chosen if one in items]
     if invocation.output == "json":
         print(indented(found))
@@ -68,11 +68,29 @@ def _show_items(invocation: Invocation, status: dict[str, Any], items: Sequence[
         print(*fleet_page(status, ordered, invocation.page, time.time()), sep="\n")
 
 
-def _show_module(invocation: Invocation, client: Client, module_id: str) -> int:
+def _show_module(invocation: Invocation, client: Client, word: str) -> int:
+    """MODULE#INDEX shows the module with this replica alone."""
+    module_id, mark, index = word.partition("#")
     try:
         detail = client.call("get_status", {"module_id": module_id})
     except RpcError as error:
         raise with_near_match(client, error) from None
+    if mark:
+        detail["instances"] = [_replica(detail, index)]
     page = invocation.page
     invocation.show(detail, lambda: "\n".join(module_page(detail, page, time.time())), module_id)
     return run_status(detail)
+
+
+def _replica(detail: dict[str, Any], index: str) -> dict[str, Any]:
+    replicas = {str(one["index"]): one for one in detail.get("instances") or []}
+    if index not in replicas:
+        there = f"it has {', '.join(f'#{one}' for one in replicas)}" if replicas else "it has none now"
+        data = {
+            "kind": "no_such_module",
+            "module_id": detail["id"],
+            "hint": f"nexusctl status {detail['id']}",
+        }
+        raise RpcError(NO_SUCH_MODULE, f"{detail['id']} has no replica #{index}; {there}", data)
+    found: dict[str, Any] = replicas[index]
+    return found

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from nexusctl.client import Client
+from nexusctl.client import Client, RpcError
 from nexusctl.commands.names import Commands
 from nexusctl.commands.options import answers
 from nexusctl.commands.watch import follow_option, lines_option, until_interrupted
@@ -19,6 +19,7 @@ from nexusctl.complaint import tell
 from nexusctl.exits import DENIED, DONE, FAILED
 from nexusctl.invocation import ACTION_TIMEOUT_S, Invocation
 from nexusctl.output import clean, compact, indented, moment, value_text
+from nexusctl.selection import NO_SUCH_MODULE, is_pattern, with_near_match
 from nexusd.domain.chain import Verdict, Verification, head_of, in_order
 
 MOST_RECORDS = 10_000  # that the daemon gives at once
@@ -41,9 +42,13 @@ def tail(invocation: Invocation, module: str | None, follow: bool, lines: int) -
     A command has a record before it runs and one when it has ended; the table shows the first only while there is
     no second. -o json gives the records as they stand.
     """
+    if module is not None and is_pattern(module):
+        raise click.UsageError(f"{module} is a pattern; the audit log is shown of all modules or of one")
     params = {"module_id": module} if module is not None else {}
     with invocation.client() as client:
         found = _last(client, params, lines, folded=not invocation.is_json) if lines else []
+        if module is not None and not found:
+            _refuse_unknown(client, module)
         if invocation.output == "json" and not follow:
             print(indented(found))
             return DONE
@@ -62,6 +67,17 @@ def _last(client: Client, params: dict[str, Any], lines: int, folded: bool) -> l
     ended = {record.get("begun") for record in records}
     shown = [record["seq"] for record in records if record["seq"] not in ended][-lines:]
     return [record for record in records if record["seq"] >= shown[0]] if shown and folded else records
+
+
+def _refuse_unknown(client: Client, module: str) -> None:
+    """Records of a module that is gone are shown; but no records of a mistyped one would pass for an answer."""
+    if client.call("get_audit", {"module_id": module, "limit": 1})["records"]:
+        return
+    try:
+        client.call("get_status", {"module_id": module})
+    except RpcError as error:
+        if error.code == NO_SUCH_MODULE:  # else: who may read the log need not be allowed to look at modules
+            raise with_near_match(client, error) from None
 
 
 def _follow(invocation: Invocation, client: Client, params: dict[str, Any], last: int) -> None:

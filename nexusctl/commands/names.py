@@ -53,7 +53,9 @@ class Commands(click.Group):
 
     def _refuse(self, context: click.Context, word: str) -> NoReturn:
         elsewhere = OF_GROUP.get(context.info_name or "", {}) if context.parent else ELSEWHERE
-        close = get_close_matches(word, set(self.commands) - NEVER_GUESSED, n=1)
+        guessed = sorted(set(self.commands) - NEVER_GUESSED)
+        begun = [one for one in guessed if one.startswith(word)]
+        close = begun if len(begun) == 1 else get_close_matches(word, guessed, n=1)
         meant = elsewhere.get(word) or next(iter(close), None)
         raise click.UsageError(
             f"no such command: {word}" + (f"; did you mean {meant}?" if meant else ""), context

@@ -143,6 +143,26 @@ def test_the_plain_way_does_not_import_click(daemon: FakeDaemon) -> None:
     assert not {"click", "asyncio", "dataclasses", "nexusd", "shutil"}.intersection(ran.stderr.split())
 
 
+def test_status_of_a_replica_is_the_modules_page_with_it_alone(daemon: FakeDaemon, said: Said) -> None:
+    replicas = [replica("mesh/echo", index) for index in range(2)]
+    daemon.answers["get_status"] = status_of(FLEET, [detail("mesh/echo", instances=replicas)])
+    ended, out, _ = said("status", "mesh/echo#1")
+    assert ended == 0
+    assert "#1" in out and "#0" not in out
+    ended, out, err = said("status", "mesh/echo#7")
+    assert (ended, out) == (4, "")
+    assert err.startswith("nexusctl: mesh/echo has no replica #7; it has #0, #1\n")
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "reload"])
+def test_what_takes_whole_modules_says_what_takes_a_replica(
+    daemon: FakeDaemon, said: Said, verb: str
+) -> None:
+    ended, _, err = said(verb, "mesh/echo#1")
+    assert (ended, daemon.asked) == (2, [])
+    assert f"{verb} takes whole modules only, not mesh/echo#1; nexusctl restart mesh/echo#1 restarts" in err
+
+
 def test_modules_lists_what_was_found(said: Said) -> None:
     assert said("modules", "mesh/*", "-o", "name") == (0, "mesh/echo\nmesh/router\n", "")
     assert said("modules")[1].splitlines()[2].split() == [
@@ -299,7 +319,7 @@ def test_a_pattern_without_a_match_keeps_the_rest_from_being_done(daemon: FakeDa
     daemon.answers["stop_module"] = stops_in_order([])
     ended, out, err = said("stop", "mesh/echo", "meh/*")
     assert (ended, out, daemon.asked_for("stop_module")) == (4, "", [])
-    assert "no module matches meh/*; did you mean mesh/echo?" in err
+    assert "no module matches meh/*; did you mean 'mesh/*'?" in err
 
 
 def test_reload_of_a_module_and_of_the_daemon(daemon: FakeDaemon, said: Said) -> None:

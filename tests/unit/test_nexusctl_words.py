@@ -54,7 +54,7 @@ def test_patterns_pick_from_the_known_ids_and_each_is_meant_once() -> None:
 
 
 def test_a_pattern_without_a_match_names_the_near_one() -> None:
-    with pytest.raises(RpcError, match=r"no module matches meh/\*; did you mean mesh/echo\?") as raised:
+    with pytest.raises(RpcError, match=r"no module matches meh/\*; did you mean 'mesh/\*'\?") as raised:
         matching(["mesh/*", "meh/*"], KNOWN)
     assert exit_status(raised.value) == 4
 
@@ -69,6 +69,9 @@ def test_a_pattern_without_a_match_names_the_near_one() -> None:
         ("vitals/", "vitals/*"),
         ("all", "*"),
         ("zzzzz", None),
+        ("mehs", "mesh/*"),
+        ("nope", None),
+        ("ruin", None),
     ],
 )
 def test_the_nearest_id_is_found_without_its_group_too(word: str, near: str | None) -> None:
