@@ -9,12 +9,14 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(os.path.realpath(__file__)).parents[1]  # where nexusctl and its neighbours lie
 NEIGHBOURS = ("aeon_interface", "nexusctl", "nexusd", "nexus_v2_enterprise.py")
 INTERFACES = ("__init__.py", "status.py", "live.py", "command.py")
+PROGRAMS = ("status.py", "live.py", "command.py")
 DAEMON = "nexus_v2_enterprise.py"
 RECORD = ".nexusctl-aeon-link.json"  # what we made below a prefix, and nothing else, is ours to undo
 
@@ -69,6 +71,9 @@ class Layout:
         """The links that we made here, with their targets."""
         return _record(self)[0]
 
+    def programs(self) -> list[Path]:
+        return [self.interfaces / "nexus" / name for name in PROGRAMS]
+
     def links(self) -> list[Link]:
         names = [name for name in NEIGHBOURS if (self._source / name).exists()]
         links = [Link(self.tree / name, self.here / name) for name in names if self._source != self.tree]
@@ -98,6 +103,15 @@ def make(layout: Layout, links: Sequence[Link]) -> None:
         folder.mkdir(exist_ok=True)
     for link in links:
         link.path.symlink_to(link.target)  # fails where something has come to stand meanwhile
+
+
+def make_executable(layout: Layout) -> None:
+    """The programs behind our links: pip installs them without the bit. Others' files stay, and are told of."""
+    for path in layout.programs():
+        if not os.access(path, os.X_OK):
+            with suppress(PermissionError):
+                mode = os.stat(path).st_mode
+                os.chmod(path, mode | (mode & 0o444) >> 2)
 
 
 def undo(layout: Layout) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from nexusctl.aeon_layout import TAKEN, THERE, Layout, make, undo
+from nexusctl.aeon_layout import TAKEN, THERE, Layout, make, make_executable, undo
 from nexusctl.commands.options import answers
 from nexusctl.exits import DENIED, DONE, FAILED
 from nexusctl.invocation import Invocation
@@ -32,7 +32,7 @@ def aeon() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Where AEON lies.  [default: /aeon]",
 )
-@click.option("--check", is_flag=True, help="Make nothing, only look whether all is there and works.")
+@click.option("--check", is_flag=True, help="Make nothing, only look whether all is there and loads.")
 @click.option("--undo", "is_undo", is_flag=True, help="Remove exactly what `aeon link` has made.")
 @answers
 def link(invocation: Invocation, prefix: Path, check: bool, is_undo: bool) -> int:
@@ -62,6 +62,7 @@ def _linked(invocation: Invocation, layout: Layout) -> int:
         return FAILED
     missing = [one for one in links if one.state(former) != THERE]
     make(layout, missing)
+    make_executable(layout)
     return _checked(invocation, layout, frozenset(one.path for one in missing))
 
 
@@ -75,11 +76,15 @@ def _checked(invocation: Invocation, layout: Layout, made: frozenset[Path] = fro
         }
         for one in layout.links()
     ]
-    trials = [{"trial": name, "fault": fault} for name, fault in _trials(layout)]
+    is_linked = all(one["state"] in (THERE, "made") for one in links)
+    trials = [{"trial": name, "fault": fault} for name, fault in (_trials(layout) if is_linked else ())]
     faults = [one for one in trials if one["fault"]]
     found = {"prefix": str(layout.prefix), "links": links, "trials": trials}
     invocation.show(found, lambda: "\n".join(_page(found)))
-    return FAILED if faults or any(one["state"] not in (THERE, "made") for one in links) else DONE
+    if not is_linked:
+        way = f"nexusctl aeon link --prefix {layout.prefix}"
+        click.echo(f"nexusctl: not linked, or not all of it\nnext: {way}", err=True)
+    return DONE if is_linked and not faults else FAILED
 
 
 def _undone(invocation: Invocation, layout: Layout) -> int:
@@ -94,17 +99,15 @@ def _page(found: dict[str, Any]) -> Iterator[str]:
     for one in found["links"]:
         yield f"{one['state']:8} {one['path']} -> {one['target']}"
     for one in found["trials"]:
-        yield f"{'fails' if one['fault'] else 'works':8} {one['trial']}{one['fault'] and ': ' + one['fault']}"
+        yield f"{'fails' if one['fault'] else 'loads':8} {one['trial']}{one['fault'] and ': ' + one['fault']}"
 
 
 def _trials(layout: Layout) -> Iterator[tuple[str, str]]:
     """Each way in which AEON uses the files, and what went wrong with it, if anything."""
     alone = ("-I", "-S")  # the standard library and what lies there, whatever is installed
-    for name in ("live.py", "status.py", "command.py"):
-        yield (
-            f"python {layout.interfaces / 'nexus' / name}",
-            _fault(*alone, layout.interfaces / "nexus" / name, "--help"),
-        )
+    for path in layout.programs():
+        bare = "" if os.access(path, os.X_OK) else f"not executable: chmod a+x {os.path.realpath(path)}"
+        yield str(path), bare or _fault(*alone, path, "--help")
     yield "from nexus import get_status", _import_fault(alone, layout.interfaces, "nexus", "get_status")
     dotted = f"{layout.prefix.name}.interfaces.python.nexus"
     fault = _import_fault(alone, layout.prefix.parent, dotted, "get_status")

@@ -63,7 +63,7 @@ def test_it_makes_the_links_and_says_so_and_all_ways_to_use_them_work(prefix: Pa
             prefix / "runtime/python/nexus/aeon_interface" / name
         )
         assert f"made     {prefix}/interfaces/python/nexus/{name}" in made.stdout
-    assert made.stdout.count("works ") == 6
+    assert made.stdout.count("loads ") == 6
     assert imported(prefix / "interfaces/python", "nexus") == "False\n"
     assert imported(prefix.parent, "aeon.interfaces.python.nexus") == "False\n"
     live = python(str(prefix / "interfaces/python/nexus/live.py"), "liveness")
@@ -133,6 +133,8 @@ def test_check_changes_nothing_and_tells_what_is_missing_or_broken(prefix: Path)
     missing = link(prefix, "--check")
     assert (missing.returncode, prefix.exists()) == (1, False)
     assert f"missing  {prefix}/interfaces/python/nexus/live.py" in missing.stdout
+    assert "Error" not in missing.stdout + missing.stderr
+    assert missing.stderr.endswith(f"next: nexusctl aeon link --prefix {prefix}\n")
     link(prefix)
     assert link(prefix, "--check").returncode == 0
     (prefix / "runtime/python/nexus/nexusctl").unlink()
@@ -169,6 +171,17 @@ def test_a_copied_tree_with_nexusd_makes_the_daemon_importable_from_the_folder_a
         "from nexus_v2_enterprise import UniversalDaemon, SecurityContext; print(UniversalDaemon.__name__)"
     )
     assert python("-c", code, without_site=False).stdout == "UniversalDaemon\n"
+
+
+def test_the_programs_are_made_executable_as_pip_leaves_them_without_that(prefix: Path) -> None:
+    tree = plain_tree(prefix, PARTS)
+    program = tree / "aeon_interface" / "live.py"
+    program.chmod(0o644)
+    assert link(prefix, root=tree).returncode == 0
+    assert program.stat().st_mode & 0o777 == 0o755
+    program.chmod(0o644)
+    checked = link(prefix, "--check", root=tree)
+    assert (checked.returncode, f"not executable: chmod a+x {program}" in checked.stdout) == (1, True)
 
 
 def test_several_names_of_the_interface_speak_to_the_same_daemon(prefix: Path) -> None:
