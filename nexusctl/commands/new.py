@@ -65,10 +65,10 @@ def _next_step(invocation: Invocation, into: Path) -> str:
         return f"nexusctl check {into}; it starts with a nexusd that has {into.resolve()} among its modules"
     if into.resolve() in [Path(path).resolve() for path in paths]:
         return "nexusctl reload"
-    return f"move it below {_folder_of_ones_own(paths)}, then nexusctl reload"
+    return f"move it below {folder_of_ones_own(paths)}, then nexusctl reload"
 
 
-def _folder_of_ones_own(paths: Sequence[str]) -> str:
+def folder_of_ones_own(paths: Sequence[str]) -> str:
     """The last that may be written to and holds no examples; nexusd may run as another user, who may."""
     own = [path for path in paths if "examples" not in Path(path).parts] or list(paths)
     return ([path for path in own if os.access(path, os.W_OK)] or own)[-1]

@@ -967,6 +967,15 @@ def test_the_audit_log_is_shown_a_line_for_each_command(daemon: FakeDaemon, said
     assert daemon.asked[-1] == ("get_audit", {"limit": 4})
 
 
+def test_no_records_of_a_mistyped_module_are_no_answer(daemon: FakeDaemon, said: Said) -> None:
+    daemon.answers["get_audit"] = {"records": [], "subscription": None}
+    ended, out, err = said("audit", "tail", "mesh/ecko")
+    assert (ended, out) == (4, "")
+    assert "no such module: mesh/ecko; did you mean mesh/echo?" in err
+    assert said("audit", "tail", "mesh/echo") == (0, "", "")
+    assert said("audit", "tail", "mesh/*")[0] == 2
+
+
 def test_following_the_audit_log_shows_each_record_once(daemon: FakeDaemon) -> None:
     def answer(params: Params, connection: Connection) -> Params:
         if not params.get("follow"):

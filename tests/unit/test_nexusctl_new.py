@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nexusctl.cli import run_command
+from nexusctl.commands.new import folder_of_ones_own
 from nexusctl.module_files import exec_module, is_module_id, python_module
 from nexusctl.reference import PAGE, with_generated_part
 from nexusd.domain.manifest import parse_manifest
@@ -70,6 +71,15 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.Cap
     assert run_command(["new", "a/b", "--into", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"nexusctl: {tmp_path}/a/b is there already\n"
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_new_module_is_to_be_moved_where_its_author_may_write(tmp_path: Path) -> None:
+    mine, examples = tmp_path / "mine", tmp_path / "examples" / "modules"
+    mine.mkdir()
+    examples.mkdir(parents=True)
+    assert folder_of_ones_own([str(examples), "/nowhere/modules", str(mine)]) == str(mine)
+    assert folder_of_ones_own([str(mine), str(examples)]) == str(mine)
+    assert folder_of_ones_own([str(examples)]) == str(examples)
 
 
 @pytest.mark.parametrize("word", ["", "a", "a/b/c", "../x", "a/..", "a/b..c", "-a/b", "a/b\n"])
