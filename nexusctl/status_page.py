@@ -132,9 +132,17 @@ def _check_line(check: Item, now: float) -> str:
     """`readiness, http check http://…: unhealthy, connection refused, 3 times in a row, 2s ago`"""
     often = f"{check['failures']} times in a row" if check["failures"] > 1 else ""
     when = f"{span(now - check['at'])} ago" if check["at"] else ""
-    word = check["result"] or check["verdict"] or "not asked yet"
-    said = (clean(word), clean(check["reason"] or ""), often, when)
+    said = (_standing(check), clean(check["reason"] or ""), often, when)
     return f"{check['purpose']}, {clean(check['check'])}: {', '.join(filter(None, said))}"
+
+
+def _standing(check: Item) -> str:
+    """The verdict, which the header counts; where the last answer was another one, both."""
+    result, verdict = check["result"], check["verdict"]
+    if not result or result == verdict:
+        return clean(verdict or "not asked yet")
+    last = "passing" if result == "healthy" else "failing"
+    return f"{last}, still {clean(verdict)}" if verdict else f"{last}, no verdict yet"
 
 
 def _says_the_same(one: str, other: str) -> bool:

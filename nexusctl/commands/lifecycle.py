@@ -72,8 +72,18 @@ def start(invocation: Invocation, modules: tuple[str, ...], no_wait: bool) -> in
 @answers
 def stop(invocation: Invocation, modules: tuple[str, ...], cascade: bool, no_wait: bool) -> int:
     """Stop modules and wait until they have ended. They stay stopped, over a reboot too."""
-    action = Action("stop", "stop_module", _changed("stopped"), {"cascade": cascade}, not no_wait)
-    return carry_out(invocation, action, modules)
+    stopped: dict[str, None] = {}
+
+    def told(result: dict[str, Any]) -> str:
+        if result.get("also"):
+            stopped.update(dict.fromkeys([result["module_id"], *result["also"]]))
+        return _changed("stopped")(result)
+
+    action = Action("stop", "stop_module", told, {"cascade": cascade}, not no_wait)
+    status = carry_out(invocation, action, modules)
+    if stopped:
+        tell([f"next: nexusctl start {' '.join(map(clean, stopped))}  (all that was stopped)"])
+    return status
 
 
 @click.command()

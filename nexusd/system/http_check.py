@@ -93,7 +93,11 @@ async def _body(reader: asyncio.StreamReader, length: int) -> bytes:
 
 
 def _words(body: bytes) -> str:
-    return " ".join(body[: 4 * WORDS].decode(errors="replace").split())[:WORDS]
+    """Quoted and cut; of a page for browsers nothing, since it begins with what says nothing."""
+    text = " ".join(body[: 4 * WORDS].decode(errors="replace").split())
+    if not text or text.startswith("<"):
+        return ""
+    return f'"{text}"' if len(text) <= WORDS else f'"{text[:WORDS]}…"'
 
 
 def phrase(status: int) -> str:

@@ -88,7 +88,7 @@ def test_a_module_whose_http_check_fails_is_unhealthy_and_is_not_restarted(
         told = events.find(lambda event: event["kind"] == "module.health" and event["to"] == "unhealthy")
     assert (
         told["reason"]
-        == f"http check {server.url}: 503 Service Unavailable: the database is away, 2 times in a row"
+        == f'http check {server.url}: 503 Service Unavailable: "the database is away", 2 times in a row'
     )
     status = nexus.status("a/web")
     assert (status["state"], status["health"], status["restarts"]) == ("started", "unhealthy", 0)
@@ -119,7 +119,8 @@ def test_failing_liveness_restarts_and_says_which_check_it_was(nexus: Nexus, ser
         if event["kind"] == "module.state" and event["to"] == "stopping"
     ]
     assert stopping["reason"] == (
-        f"liveness http check {server.url}: 500 Internal Server Error: the database is away, 2 times in a row"
+        f"liveness http check {server.url}: 500 Internal Server Error: "
+        '"the database is away", 2 times in a row'
     )
 
 

@@ -308,6 +308,13 @@ def test_stopping_all_needs_no_cascade(daemon: FakeDaemon, said: Said) -> None:
     assert not any(params["cascade"] for params in daemon.asked_for("stop_module"))
 
 
+def test_a_cascade_tells_the_way_back(daemon: FakeDaemon, said: Said) -> None:
+    daemon.answers["stop_module"] = lambda params, connection: {**params, "also": ["mesh/echo", "a/b"]}
+    ended, out, err = said("stop", "substrate/bus", "--cascade")
+    assert (ended, out) == (0, "substrate/bus stopped, and with it mesh/echo, a/b\n")
+    assert err == "next: nexusctl start substrate/bus mesh/echo a/b  (all that was stopped)\n"
+
+
 def test_what_others_require_is_not_stopped_in_passing(daemon: FakeDaemon, said: Said) -> None:
     daemon.answers["stop_module"] = stops_in_order([])
     ended, out, err = said("stop", "substrate/bus", "mesh/router")

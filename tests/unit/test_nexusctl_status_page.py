@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from nexusctl.output import Page
 from nexusctl.status_page import fleet_page, module_page
 from tests.fake_daemon import detail, replica, status, summary
@@ -237,6 +239,21 @@ def test_the_last_word_of_each_check_is_shown_with_its_age() -> None:
         "readiness, http check http://127.0.0.1/: unhealthy, connection refused, 3 times in a row, 10s ago"
     )
     assert checks_of([FAILING], [CHECK]) == [f"#0 {failing}", f"#1 {checks_of([CHECK])[0]}"]
+
+
+@pytest.mark.parametrize(
+    ("result", "verdict", "word"),
+    [
+        ("unhealthy", None, "failing, no verdict yet"),
+        ("unhealthy", "healthy", "failing, still healthy"),
+        ("healthy", "unhealthy", "passing, still unhealthy"),
+    ],
+)
+def test_a_check_whose_last_answer_is_not_its_verdict_says_both(
+    result: str, verdict: str | None, word: str
+) -> None:
+    told = checks_of([CHECK | {"result": result, "verdict": verdict}])
+    assert told == [f"readiness, http check http://127.0.0.1/: {word}, 10s ago"]
 
 
 def test_of_many_replicas_only_checks_that_are_not_well_are_shown() -> None:
