@@ -12,7 +12,7 @@ from nexusctl.client import Client, RpcError
 from nexusctl.complaint import complain
 from nexusctl.exits import DONE, worst
 from nexusctl.invocation import GRACE_S, Invocation
-from nexusctl.output import compact, indented
+from nexusctl.output import compact, folded, indented
 from nexusctl.progress import Progress
 from nexusctl.selection import is_single, selected, with_near_match
 
@@ -67,7 +67,8 @@ def _tell(
         return complain(error, invocation.output, action.verb, module_id)
     results.append(outcome)
     if invocation.output == "table":
-        print(f"{module_id} {action.told(outcome) if action.waits else _asked(action, outcome)}")
+        told = action.told(outcome) if action.waits else _asked(action, outcome)
+        print(*folded(f"{module_id} {told}", invocation.page), sep="\n")
     elif invocation.output == "jsonl":
         print(compact(outcome))
     elif invocation.output == "name":

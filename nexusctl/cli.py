@@ -29,16 +29,18 @@ from nexusctl.health import UNKNOWN
 VERSION = "2.0.0"  # of the whole project; a test holds it equal to nexusd's
 
 
-def _epilog() -> str:
-    rows = "\n".join(f"  {number:>3}  {meaning}" for number, meaning in MEANINGS.items())
-    return f"\b\nExit status:\n{rows}"
+class Nexusctl(Commands):
+    """The group of all commands, whose help ends with the exit statuses."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit status"):
+            formatter.write_dl([(f"{number:>3}", meaning) for number, meaning in MEANINGS.items()])
 
 
 @click.group(
-    cls=Commands,
+    cls=Nexusctl,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     no_args_is_help=False,
-    epilog=_epilog(),
 )
 @shared_options
 @click.version_option(VERSION, message="nexusctl %(version)s")

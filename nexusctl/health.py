@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 
 from nexusctl.client import RpcError
-from nexusctl.output import clean, compact, indented
+from nexusctl.output import clean, compact, folded, indented
 from nexusctl.unreachable import NO_PERMISSION, NOT_OUR_PROTOCOL, Unreachable
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nexusctl.invocation import Invocation
+    from nexusctl.output import Page
 
     Item = dict[str, Any]
 
@@ -53,7 +54,7 @@ def show_health(invocation: Invocation, verbose: bool = False, perfdata: bool = 
     """Ask, print what there is to say, and give the status as Nagios has it."""
     finding = _asked(invocation)
     if invocation.output == "table":
-        _print_lines(finding, verbose, perfdata)
+        _print_lines(finding, verbose, perfdata, invocation.page)
     elif invocation.output == "name":
         print(*(item["id"] for item in finding.items), sep="\n", end="\n" if finding.items else "")
     else:
@@ -61,12 +62,13 @@ def show_health(invocation: Invocation, verbose: bool = False, perfdata: bool = 
     return finding.status
 
 
-def _print_lines(finding: Finding, verbose: bool, perfdata: bool) -> None:
+def _print_lines(finding: Finding, verbose: bool, perfdata: bool, page: Page) -> None:
     figures = " ".join(f"{name}={value}" for name, value in (finding.figures or {}).items())
     if finding.status != OK or verbose or perfdata:
-        print(f"{finding.line} | {figures}" if perfdata and figures else finding.line)
+        line = f"{finding.line} | {figures}" if perfdata and figures else finding.line
+        print(*folded(line, page), sep="\n")  # a plugin's output is one line; only on a terminal it is broken
     for item in finding.items if verbose else ():
-        print(f"{item['id']}: {item['health']}, {clean(why(item))}")
+        print(*folded(f"{item['id']}: {item['health']}, {clean(why(item))}", page), sep="\n")
 
 
 def _as_object(finding: Finding) -> Item:

@@ -99,6 +99,18 @@ def hanging(indent: str, text: str, page: Page) -> list[str]:
     return [indent + first, *(indent + GAP + line for line in rest)]
 
 
+def folded(line: str, page: Page) -> list[str]:
+    """A line that may have colours, broken at spaces, what follows the first two columns further in."""
+    lines = [""]
+    for word in line.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if page.width is not None and lines[-1].strip() and len(_visible(longer.rstrip())) > page.width:
+            lines.append(GAP + word if word else "")
+        else:
+            lines[-1] = longer
+    return [one.rstrip() for one in lines]
+
+
 def columns(rows: Sequence[Sequence[str]], page: Page, right: frozenset[int] = frozenset()) -> list[str]:
     """Rows as aligned lines; the first row is the heading, words for states are painted."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -125,6 +137,10 @@ def fitting(
         room = max(max(len(row[-1]) for row in rows) - over, len(rows[0][-1]), NARROWEST)
         rows = [(*row[:-1], clipped(row[-1], room)) for row in rows]
     return columns(rows, page, right)
+
+
+def fits(rows: Sequence[Sequence[str]], page: Page) -> bool:
+    return page.width is None or _table_width(rows) <= page.width
 
 
 def _table_width(rows: Sequence[Sequence[str]]) -> int:

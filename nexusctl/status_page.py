@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexusctl.output import clean, columns, fitting, hanging, moment, pairs, span, value_text, with_notes
+from nexusctl.output import clean, fits, fitting, hanging, moment, pairs, span, value_text, with_notes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,19 +188,24 @@ def _replica_table(detail: Item, page: Page, now: float) -> list[str]:
     """A row for each replica; what it says and an exit that takes a sentence stand below where they are long."""
     replicas = detail["instances"]
     exits = [_last_exit(one.get("last_exit"), now) for one in replicas]
-    if not all(len(_exit_words(one)) <= LONGEST_EXIT for one in replicas):
+    inner = page.narrower(2)
+    shown = _replica_rows(replicas, exits)
+    if not all(len(_exit_words(one)) <= LONGEST_EXIT for one in replicas) or not fits(shown, inner):
         exits = [""] * len(replicas)
+        shown = _replica_rows(replicas, exits)
+    notes = [_note(one, detail, now, not any(exits)) for one in replicas]
+    numbers = frozenset(shown[0].index(name) for name in ("GENERATION", "RESTARTS") if name in shown[0])
+    table = fitting(shown, inner, numbers)
+    return [f"  {line}" for line in with_notes(table, "STATUS", notes, inner)]
+
+
+def _replica_rows(replicas: Sequence[Item], exits: Sequence[str]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("REPLICA", "GENERATION", "STATE", "PID", "UPTIME", "RESTARTS", "LAST EXIT")
     ]
     is_mixed = len({one["generation"] for one in replicas}) > 1
     rows += [(*_replica_row(one, is_mixed), exit) for one, exit in zip(replicas, exits, strict=True)]
-    shown = _without_empty_columns(rows)
-    notes = [_note(one, detail, now, not any(exits)) for one in replicas]
-    inner = page.narrower(2)
-    numbers = frozenset(shown[0].index(name) for name in ("GENERATION", "RESTARTS") if name in shown[0])
-    table = columns(shown, inner, numbers)
-    return [f"  {line}" for line in with_notes(table, "STATUS", notes, inner)]
+    return _without_empty_columns(rows)
 
 
 def _replica_row(one: Item, with_generation: bool) -> tuple[str, ...]:

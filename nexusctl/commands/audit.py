@@ -18,7 +18,7 @@ from nexusctl.commands.watch import follow_option, lines_option, until_interrupt
 from nexusctl.complaint import tell
 from nexusctl.exits import DENIED, DONE, FAILED
 from nexusctl.invocation import ACTION_TIMEOUT_S, Invocation
-from nexusctl.output import clean, compact, indented, moment, value_text
+from nexusctl.output import clean, compact, folded, indented, moment, value_text
 from nexusctl.selection import NO_SUCH_MODULE, is_pattern, with_near_match
 from nexusd.domain.chain import Verdict, Verification, head_of, in_order
 
@@ -92,12 +92,12 @@ def _follow(invocation: Invocation, client: Client, params: dict[str, Any], last
 
 
 def _write(invocation: Invocation, records: Sequence[dict[str, Any]]) -> None:
-    ended = {record.get("begun") for record in records}
+    ended, page = {record.get("begun") for record in records}, invocation.page
     for record in records:
         if invocation.is_json:
             print(compact(record))
         elif record["seq"] not in ended:
-            print(_row(record, invocation.page.paint))
+            print(*folded(_row(record, page.paint), page), sep="\n")
     sys.stdout.flush()
 
 

@@ -11,7 +11,7 @@ from nexusctl.commands.lifecycle import no_wait
 from nexusctl.commands.options import answers, module_argument
 from nexusctl.exits import DONE, FAILED
 from nexusctl.invocation import GRACE_S, Invocation
-from nexusctl.output import clean
+from nexusctl.output import Page, clean, folded
 
 
 @click.command()
@@ -53,7 +53,7 @@ def heal(invocation: Invocation, modules: tuple[str, ...], no_wait: bool) -> int
     wait = {"wait": not no_wait, **({} if no_wait else {"timeout": patience})}
     with invocation.client(patience + GRACE_S) as client:
         result = client.call("trigger_healing", wait)
-    invocation.show(result, lambda: "\n".join(_all_healed(result)), "\n".join(result["healed"]))
+    invocation.show(result, lambda: _all_healed(result, invocation.page), "\n".join(result["healed"]))
     return _status(result)
 
 
@@ -70,8 +70,9 @@ def _healed(result: dict[str, Any]) -> str:
     return "; ".join([*(own or ["needs no healing"]), *others])
 
 
-def _all_healed(result: dict[str, Any]) -> list[str]:
-    return [*_parts(result), clean(result["message"])]
+def _all_healed(result: dict[str, Any], page: Page) -> str:
+    told = [*_parts(result), clean(result["message"])]
+    return "\n".join(part for line in told for part in folded(line, page))
 
 
 def _parts(result: dict[str, Any]) -> list[str]:

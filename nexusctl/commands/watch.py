@@ -13,7 +13,7 @@ from nexusctl.commands.options import answers, module_argument
 from nexusctl.complaint import complain
 from nexusctl.exits import DONE, worst
 from nexusctl.invocation import Invocation
-from nexusctl.output import clean, compact, indented, moment
+from nexusctl.output import clean, compact, folded, indented, moment
 from nexusctl.selection import is_single, selected, with_near_match
 
 COLOURS = ("cyan", "yellow", "green", "blue")
@@ -201,7 +201,8 @@ def _write_events(invocation: Invocation, found: Iterable[dict[str, Any]]) -> No
             print(event.get("replica") or event.get("module_id") or "nexusd")
         else:
             concerned = clean(event.get("replica") or event.get("module_id") or "nexusd")
-            print(f"{page.paint(moment(event['time']), 'dim')}  {concerned}  {_happened(event, page.state)}")
+            told = f"{page.paint(moment(event['time']), 'dim')}  {concerned}  {_happened(event, page.state)}"
+            print(*folded(told, page), sep="\n")
     sys.stdout.flush()
 
 

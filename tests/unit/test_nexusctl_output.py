@@ -6,7 +6,9 @@ import io
 
 import pytest
 
-from nexusctl.output import Page, clean, columns, fitting, page_of, pairs, span, wrapped
+from nexusctl.cli import run_command
+from nexusctl.exits import MEANINGS
+from nexusctl.output import Page, _visible, clean, columns, fitting, folded, page_of, pairs, span, wrapped
 
 PLAIN = Page(False, None)
 
@@ -88,3 +90,21 @@ def test_a_terminal_without_colours_still_has_its_width(
     monkeypatch.setenv(name, value)
     page = page_of(Terminal())
     assert (page.colour, page.width) == (False, 97)
+
+
+def test_a_line_is_broken_at_spaces_and_its_colours_take_no_room() -> None:
+    page = Page(True, 24)
+    line = f"{page.paint('2025-01-01', 'dim')}  a/b  {page.state('failed')}: exit status 3"
+    lines = folded(line, page)
+    assert [_visible(one) for one in lines] == ["2025-01-01  a/b  failed:", "  exit status 3"]
+    assert folded(line, Page(True, None)) == [line]
+
+
+def test_the_exit_statuses_of_the_help_are_broken_at_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert run_command(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.partition("Exit status:")[2].splitlines())) <= 60
+    assert all(meaning.split()[-1] in said for meaning in MEANINGS.values())

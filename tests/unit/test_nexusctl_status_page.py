@@ -258,3 +258,11 @@ def test_a_check_whose_last_answer_is_not_its_verdict_says_both(
 
 def test_of_many_replicas_only_checks_that_are_not_well_are_shown() -> None:
     assert [line.partition(" ")[0] for line in checks_of(*[[CHECK]] * 5, [FAILING])] == ["#5"]
+
+
+def test_the_table_of_replicas_fits_a_narrow_window_and_loses_no_exit() -> None:
+    last = {"description": "exit status 3", "at": NOW - 4, "code": 3, "signal": None}
+    instances = [replica("a/b", index, last_exit=last, restarts=2) for index in range(2)]
+    told = module_page(detail("a/b", instances=instances), Page(False, 50), NOW)
+    assert max(map(len, told)) <= 50
+    assert sum("exit status 3" in line for line in told) == 2
