@@ -145,7 +145,7 @@ def test_a_security_context_bounds_everybody_and_leaves_reading_alone(
     held = {one for one in PERMISSIONS if permits(HOLDS[uid], one)}
     assert may == held & {*AEON.permissions, *READING}
     for permission in held - may:
-        assert "aeon-orchestrator" in told[permission]["error"]["data"]["hint"]
+        assert "aeon-orchestrator" in told[permission]["error"]["message"]
 
 
 def test_the_kernel_s_word_counts_and_a_user_without_a_name_is_its_number(home: Path) -> None:
