@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import click
 
 from nexusctl.aeon_layout import TAKEN, THERE, Layout, make, make_executable, undo
+from nexusctl.aeon_record import BadRecord
 from nexusctl.commands.options import answers
 from nexusctl.exits import DENIED, DONE, FAILED
 from nexusctl.invocation import Invocation
@@ -39,16 +41,31 @@ def link(invocation: Invocation, prefix: Path, check: bool, is_undo: bool) -> in
     """Put the interface's files where AEON expects them.
 
     That is links in DIR/interfaces/python/nexus and DIR/runtime/python, each tried out afterwards. What stands
-    there already is never overwritten.
+    there already is never overwritten. DIR must be root's or yours, from / down, and for no others to write to.
     """
     layout = Layout(Path(os.path.abspath(prefix)))
     try:
+        if fault := layout.stranger() or ("" if is_undo else layout.foreign_code()):
+            return _refused(fault)
         if is_undo:
             return _undone(invocation, layout)
         return _checked(invocation, layout) if check else _linked(invocation, layout)
+    except BadRecord as error:
+        click.echo(f"nexusctl: {error}; nothing was done", err=True)
+        return FAILED
     except OSError as error:
         click.echo(f"nexusctl: {error.filename or prefix}: {error.strerror or error}", err=True)
         return DENIED if isinstance(error, PermissionError) else FAILED
+
+
+def _refused(fault: str) -> int:
+    """Who controls a part of the prefix could have us run anything, and make and remove things anywhere."""
+    whom = "root" if os.geteuid() == 0 else "root and you"
+    click.echo(f"nexusctl: {fault}; nothing was done", err=True)
+    click.echo(
+        f"only {whom} may control what is used here: chown or chmod it, or run this as its owner", err=True
+    )
+    return FAILED
 
 
 def _linked(invocation: Invocation, layout: Layout) -> int:
@@ -118,8 +135,14 @@ def _trials(layout: Layout) -> Iterator[tuple[str, str]]:
 
 
 def _import_fault(options: tuple[str, ...], folder: Path, module: str, name: str) -> str:
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from {module} import {name}"
-    return _fault(*options, "-c", code)
+    """With nothing else of the folder in reach: beside /tmp/aeon, anybody could put a json.py."""
+    first = module.partition(".")[0]
+    top = folder / first if (folder / first).exists() else folder / f"{first}.py"
+    with tempfile.TemporaryDirectory() as own:
+        if top.name:  # not so for /
+            (Path(own) / top.name).symlink_to(top)
+        code = f"import sys; sys.path.insert(0, {own!r}); from {module} import {name}"
+        return _fault(*options, "-c", code)
 
 
 def _fault(*arguments: object) -> str:

@@ -1,4 +1,7 @@
-"""`nexusctl aeon link`: makes what AEON looks for, shows that it works, undoes exactly that, overwrites nothing."""
+"""`nexusctl aeon link`: makes what AEON looks for, shows that it works, undoes exactly that, overwrites nothing.
+
+And it is led nowhere by what others control.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from nexusctl.aeon_record import NAME as RECORD
+from nexusctl.trust import stranger
+
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("aeon_interface", "nexusctl", "nexusd", "nexus_v2_enterprise.py")
 INTERFACES = ("__init__.py", "command.py", "live.py", "status.py")
+NOBODY = 65534
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
 
 
 @pytest.fixture
@@ -207,3 +216,188 @@ def test_who_may_not_write_there_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused = link(tmp_path / "file" / "aeon")
     assert (refused.returncode, refused.stderr.startswith("nexusctl: ")) == (1, True)
+
+
+def of_nobody(path: Path) -> Path:
+    os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    return path
+
+
+def spy(file: Path) -> Path:
+    """A program that tells that it was run."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"open({str(file) + '.was-run'!r}, 'w').close()\n")
+    return file
+
+
+def was_run(prefix: Path) -> bool:
+    return any(prefix.rglob("*.was-run"))
+
+
+def assert_refused(refused: subprocess.CompletedProcess[str], text: str) -> None:
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"nexusctl: {text}" in refused.stderr
+    assert "nothing was done" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@as_root
+@pytest.mark.parametrize("options", [[], ["--check"], ["--undo"]], ids=str)
+def test_root_touches_no_prefix_of_somebody_else(prefix: Path, options: list[str]) -> None:
+    prefix.mkdir()
+    spy(prefix / "runtime/python/nexus/aeon_interface/live.py")
+    (prefix / "runtime/python/nexus/nexusctl").mkdir()
+    of_nobody(prefix)
+    before = everything(prefix)
+    assert_refused(link(prefix, *options), f"{prefix} belongs to ")
+    assert everything(prefix) == before
+
+
+@as_root
+@pytest.mark.parametrize("part", ["runtime/python/nexus", "interfaces", "interfaces/python/nexus"])
+def test_root_names_the_folder_below_the_prefix_that_is_somebody_elses(prefix: Path, part: str) -> None:
+    (prefix / part).mkdir(parents=True)
+    of_nobody(prefix / part)
+    assert_refused(link(prefix), f"{prefix / part} belongs to ")
+    assert everything(prefix / part) == set()
+
+
+@as_root
+def test_a_prefix_within_a_folder_of_somebody_else_is_refused(prefix: Path) -> None:
+    prefix.mkdir()
+    of_nobody(prefix.parent)
+    assert_refused(link(prefix), f"{prefix.parent} belongs to ")
+
+
+@as_root
+def test_a_link_to_a_place_of_somebody_else_is_not_followed(prefix: Path, tmp_path: Path) -> None:
+    prefix.mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (prefix / "interfaces").symlink_to("../elsewhere")
+    of_nobody(elsewhere)
+    assert_refused(link(prefix), f"{elsewhere} belongs to ")
+    assert everything(elsewhere) == set()
+
+
+def test_a_folder_that_others_may_write_to_is_refused_and_a_sticky_one_above_is_fine(prefix: Path) -> None:
+    prefix.mkdir()
+    prefix.parent.chmod(0o777)
+    assert_refused(link(prefix), f"others may write to {prefix.parent} (drwxrwxrwx")
+    prefix.parent.chmod(0o1777)
+    assert link(prefix).returncode == 0
+    prefix.chmod(0o1777)
+    assert_refused(link(prefix, "--undo"), f"others may write to {prefix} (drwxrwxrwt")
+
+
+def test_what_anybody_has_put_beside_the_prefix_is_not_imported(prefix: Path) -> None:
+    prefix.parent.chmod(0o1777)
+    spy(prefix.parent / "json.py")
+    spy(prefix.parent / "aeon.py")
+    assert link(prefix).returncode == 0
+    assert not was_run(prefix.parent)
+
+
+@as_root
+@pytest.mark.parametrize(
+    "file",
+    ["runtime/python/nexus/nexusctl/client.py", "interfaces/__init__.py", "interfaces/python/nexus/live.py"],
+)
+def test_code_of_somebody_else_is_not_run_in_a_prefix_of_root(prefix: Path, file: str) -> None:
+    of_nobody(spy(prefix / file))
+    assert_refused(link(prefix), f"{prefix / file} belongs to ")
+    assert_refused(link(prefix, "--check"), f"{prefix / file} belongs to ")
+    assert not was_run(prefix)
+
+
+def test_check_does_not_run_what_is_taken(prefix: Path) -> None:
+    file = spy(prefix / "interfaces/python/nexus/live.py")
+    checked = link(prefix, "--check")
+    assert (checked.returncode, f"taken    {file}" in checked.stdout) == (1, True)
+    assert not was_run(prefix)
+
+
+@as_root
+def test_an_installation_beside_the_prefix_makes_the_prefix_no_safer(tmp_path: Path) -> None:
+    for part in PARTS:
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tmp_path / part)
+    (tmp_path / "aeon").mkdir()
+    of_nobody(tmp_path / "aeon")
+    assert_refused(link(tmp_path / "aeon", root=tmp_path), f"{tmp_path / 'aeon'} belongs to ")
+
+
+def test_undo_believes_no_record_that_names_what_lies_elsewhere(prefix: Path, tmp_path: Path) -> None:
+    prefix.mkdir()
+    folder, a_link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    a_link.symlink_to("folder")
+    for links, folders, named in (
+        ({str(a_link): "folder"}, [], a_link),
+        ({}, [str(folder)], folder),
+        ({f"{prefix}/runtime/../../link": "folder"}, [], f"{prefix}/runtime/../../link"),
+    ):
+        (prefix / RECORD).write_text(json.dumps({"links": links, "folders": folders}))
+        assert_refused(link(prefix, "--undo"), f"{prefix / RECORD} names {named}, ")
+    assert (folder.is_dir(), a_link.is_symlink()) == (True, True)
+
+
+@pytest.mark.parametrize("text", ["[1", "[]", "{}", '{"links": {"a": 1}, "folders": []}', "[" * 60000])
+def test_a_record_that_makes_no_sense_is_said_in_one_line(prefix: Path, text: str) -> None:
+    prefix.mkdir()
+    (prefix / RECORD).write_text(text)
+    refused = link(prefix)
+    assert_refused(refused, f"{prefix / RECORD} is no record of nexusctl aeon link")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_record_that_is_no_file_of_ours_is_neither_read_nor_written(prefix: Path, tmp_path: Path) -> None:
+    prefix.mkdir()
+    record, elsewhere = prefix / RECORD, tmp_path / "elsewhere"
+    record.symlink_to(elsewhere)
+    assert_refused(link(prefix), f"{record} is not a regular file")
+    assert not elsewhere.exists()
+    elsewhere.write_text('{"links": {}, "folders": [], "mine": 1}')
+    assert_refused(link(prefix), f"{record} is not a regular file")
+    assert "mine" in elsewhere.read_text()
+    record.unlink()
+    os.mkfifo(record)
+    assert_refused(link(prefix), f"{record} is not a regular file")
+    record.unlink()
+    record.write_text(" " * 70000)
+    assert_refused(link(prefix), f"{record} has more than 65536 bytes")
+
+
+@as_root
+def test_root_believes_no_record_of_somebody_else(prefix: Path) -> None:
+    prefix.mkdir()
+    (prefix / RECORD).write_text('{"links": {}, "folders": []}')
+    of_nobody(prefix / RECORD)
+    assert_refused(link(prefix, "--undo"), f"{prefix / RECORD} belongs to ")
+
+
+@as_root
+def test_a_user_depends_on_himself_and_root_but_on_no_third(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+    mine, of_third = of_nobody(tmp_path), tmp_path / "third"
+    of_third.mkdir()
+    assert stranger(of_third, []) == ""
+    os.chown(of_third, NOBODY - 1, NOBODY)
+    assert stranger(of_third / "aeon", []).startswith(f"{of_third} belongs to ")
+    (mine / "link").symlink_to("third/../third")
+    of_nobody(mine / "link")
+    assert stranger(mine / "link" / "aeon", []).startswith(f"{of_third} belongs to ")
+    (mine / "circle").symlink_to("circle")
+    of_nobody(mine / "circle")
+    assert "in a circle" in stranger(mine / "circle", [])
+
+
+def test_what_is_made_is_for_others_to_read_only_whatever_the_umask(prefix: Path) -> None:
+    former = os.umask(0)
+    try:
+        assert link(prefix).returncode == 0
+    finally:
+        os.umask(former)
+    paths = [prefix, *prefix.rglob("*")]
+    assert [path for path in paths if not path.is_symlink() and path.stat().st_mode & 0o022] == []
