@@ -19,7 +19,7 @@ from nexusd.domain.access import SecurityContext
 from nexusd.domain.errors import NexusError
 from nexusd.domain.manifest import Fault, manifest_schema
 from nexusd.system.manifests import MANIFEST, discover, missing_paths, read_module, shadowed
-from nexusd.system.own_log import log_to
+from nexusd.system.own_log import LoopComplaints, log_to
 from nexusd.system.store import Unusable
 
 log = logging.getLogger("nexusd")
@@ -60,6 +60,7 @@ def serve(options: Options) -> int:
 
 
 async def _run(daemon: UniversalDaemon) -> int:
+    asyncio.get_running_loop().set_exception_handler(LoopComplaints())
     await daemon.initialize()
     await daemon.discover_and_load_modules()
     await daemon.start()

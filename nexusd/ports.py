@@ -119,7 +119,7 @@ class Containment(Protocol):
 class Logs(Protocol):
     def path(self, replica_name: str) -> str: ...
 
-    def tail(self, replica_name: str, lines: int) -> list[str]:
+    def tail(self, replica_name: str, lines: int, /) -> list[str]:
         """The last lines of a replica's output; empty when there is none."""
 
 
@@ -128,11 +128,24 @@ class Outputs(Protocol):
         """What journald calls the output of a run; None: it goes to its log file."""
 
 
+class LogFeed(Protocol):
+    """Logs that are followed: each of the `files` costs a descriptor until `close`."""
+
+    @property
+    def files(self) -> int: ...
+
+    def run(self) -> Coroutine[Any, Any, None]:
+        """Pushes each replica's new lines until cancelled."""
+
+    def close(self) -> None: ...
+
+
 class LogReader(Logs, Protocol):
-    def follow(
-        self, replica_names: Iterable[str], push: Callable[[str, list[str]], None]
-    ) -> Coroutine[Any, Any, None]:
-        """Pushes each replica's new lines, from the call on, until cancelled."""
+    def tail(self, replica_name: str, lines: int, room: int = ..., /) -> list[str]:
+        """At most `room` bytes, those that came last. Raises Busy, as `follow` does, when no descriptor is free."""
+
+    def follow(self, replica_names: Iterable[str], push: Callable[[str, list[str]], None]) -> LogFeed:
+        """Each replica's new lines from the call on."""
 
 
 class EventSource(Protocol):

@@ -44,6 +44,9 @@ class House(Protocol):
     dispatcher: Dispatcher
     tasks: set[asyncio.Task[Answer]]
 
+    @property
+    def most_connections(self) -> int: ...
+
     def admit(self, connection: "Connection", sock: socket.socket) -> Caller | None:
         """A new connection; None when there are too many."""
 
@@ -104,7 +107,7 @@ class Connection(asyncio.Protocol):
         caller = self._house.admit(self, transport.get_extra_info("socket"))
         if caller is None:
             self._ended = True
-            self._transport.write(_too_many(self._house.limits.connections) + b"\n")
+            self._transport.write(_too_many(self._house.most_connections) + b"\n")
             self._transport.close()
             return
         self._call = Call(caller, self._push)
@@ -327,5 +330,5 @@ def _has_hung_up(sock: socket.socket) -> bool:
 
 
 def _too_many(limit: int) -> bytes:
-    hint = "close connections that are not needed, or raise the limit in nexusd.toml"
+    hint = "close connections that are not needed, or raise the limit in nexusd.toml and that of open files"
     return codec.refusal(Busy(f"the daemon has {limit} connections, and takes no more", hint=hint))

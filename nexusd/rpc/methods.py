@@ -3,9 +3,8 @@
 A handler only asks: what a command does stands in `nexusd.operations`, what is shown in `views`.
 """
 
-import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -19,10 +18,10 @@ from nexusd.ports import CheckResults, Containment, Daemon, EventSource, LogRead
 from nexusd.reach import Patience
 from nexusd.rpc import discover, views
 from nexusd.rpc.call import Call, Method, NoParams
+from nexusd.rpc.following import MOST_LINES, Following
 from nexusd.rpc.identity import Identity
 from nexusd.supervisor import Supervisor
 
-MOST_LINES = 10_000
 MOST_SUBSCRIPTIONS = 1024  # of a connection
 
 Timeout = Annotated[float, Meta(gt=0, le=86_400, description="Seconds to wait for the outcome")] | None
@@ -118,7 +117,7 @@ class Api:
         self._outputs = outputs
         self._page = views.StatusPage()
         self._subscriptions = 0
-        self._followers: set[asyncio.Task[None]] = set()
+        self._following = Following(logs)
         self.methods = [*self._table(), *families]
 
     def _table(self) -> list[Method]:
@@ -260,18 +259,25 @@ class Api:
         }
         return {"module_id": module.id, "config": shown}
 
-    def get_logs(self, call: Call, params: GetLogs) -> dict[str, Any]:
+    async def get_logs(self, call: Call, params: GetLogs) -> dict[str, Any]:
         module = self._operations.module(params.module_id)
         indexes = self._indexes(module.id, params.replica)
+        answer: dict[str, Any] = {"module_id": module.id, "lines": [], "subscription": None, "journal": None}
         if (journal := self._journal(module)) is not None:  # what a file has is of another time
-            return {"module_id": module.id, "lines": [], "subscription": None, "journal": journal}
+            return {**answer, "journal": journal}
         names = [f"{module.id}#{index}" for index in indexes]
+        if not params.follow:
+            return {**answer, "lines": await self._following.last_lines(names, params.lines)}
+        number = self._next_subscription(call)
         # Followed before the past is read: a line may come twice, none is missed.
-        subscription = self._follow(call, names) if params.follow else None
-        lines = [
-            {"replica": name, "line": line} for name in names for line in self._logs.tail(name, params.lines)
-        ]
-        return {"module_id": module.id, "lines": lines, "subscription": subscription, "journal": None}
+        feed = self._following.open(call, names, _log_pusher(call, number))
+        try:
+            lines = await self._following.last_lines(names, params.lines)
+        except BaseException:
+            self._following.end(call, feed)
+            raise
+        self._following.start(call, feed)
+        return {**answer, "lines": lines, "subscription": number}
 
     def _journal(self, module: Module) -> str | None:
         """What `journalctl -t` finds the module's output by, if that is where it goes."""
@@ -289,19 +295,6 @@ class Api:
         if replica not in indexes:
             raise InvalidParams(f"{module_id} has no replica {replica}", module_id=module_id)
         return [replica]
-
-    def _follow(self, call: Call, names: list[str]) -> int:
-        number = self._next_subscription(call)
-
-        def push(replica: str, lines: list[str]) -> None:
-            params = {"subscription": number, "replica": replica, "lines": lines}
-            call.push({"jsonrpc": "2.0", "method": "log", "params": params})
-
-        task = asyncio.get_running_loop().create_task(self._logs.follow(names, push))
-        self._followers.add(task)
-        task.add_done_callback(self._followers.discard)
-        call.on_close(lambda: _end(task))
-        return number
 
     def subscribe(self, call: Call, params: SubscribeEvents) -> dict[str, Any]:
         if params.module_id is not None:
@@ -349,8 +342,12 @@ class Api:
         return self._supervisor.fleet
 
 
-def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
+def _log_pusher(call: Call, number: int) -> Callable[[str, list[str]], None]:
+    def push(replica: str, lines: list[str]) -> None:
+        params = {"subscription": number, "replica": replica, "lines": lines}
+        call.push({"jsonrpc": "2.0", "method": "log", "params": params})
+
+    return push
 
 
 def _patience(params: Start | Restart | Stop | Reload) -> Patience:

@@ -5,6 +5,7 @@ What happens on a connection stands in `connection`, where the socket lies in `e
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 from pathlib import Path
@@ -52,6 +53,13 @@ class RpcServer:
     def connections(self) -> int:
         return len(self._connections)
 
+    @property
+    def most_connections(self) -> int:
+        """Half of the files that may be open: the daemon needs some for modules, logs and itself."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = self.limits.connections
+        return most if soft == resource.RLIM_INFINITY else min(most, soft // 2)
+
     async def serve(self, path: str | os.PathLike[str]) -> None:
         """Bind and listen, or raise NotPossible: a daemon lives there, or something that is no socket."""
         await self.serve_bound(endpoint.bind(Path(path), mode=self._mode, group=self._group))
@@ -65,9 +73,12 @@ class RpcServer:
         """Serve on a socket that listens already (systemd's); its file is left alone at the end."""
         loop = asyncio.get_running_loop()
         sock.setblocking(False)
+        # To asyncio the backlog is also how often it calls accept() in a row, and without a free descriptor how
+        # many complaints it has, and how many timers to try again.
         listener = await loop.create_unix_server(
-            lambda: Connection(self, loop), sock=sock, backlog=endpoint.BACKLOG, **_KEEP_FILE
+            lambda: Connection(self, loop), sock=sock, backlog=1, **_KEEP_FILE
         )
+        sock.listen(endpoint.BACKLOG)
         self._listeners.append(listener)
 
     async def close(self, grace_s: float = 5.0) -> None:
@@ -103,7 +114,7 @@ class RpcServer:
     # What the connections ask for
 
     def admit(self, connection: Connection, sock: socket.socket) -> Caller | None:
-        if len(self._connections) >= self.limits.connections:
+        if len(self._connections) >= self.most_connections:
             return None
         self._connections.add(connection)
         self._empty.clear()

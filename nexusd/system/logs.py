@@ -4,9 +4,12 @@ Implements `ports.Logs`. It follows a file over its rotation; it never writes on
 """
 
 import asyncio
+import errno
 import os
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from nexusd.domain.errors import Busy
 
 CHUNK = 1 << 16
 FOLLOW_S = 0.1
@@ -25,22 +28,62 @@ class LogFolder:
         module_id, _, index = replica_name.rpartition("#")
         return os.path.join(self._folder, module_id, f"{index}.log")
 
-    def tail(self, replica_name: str, lines: int) -> list[str]:
-        """The last lines, over the rotated files if need be, at most LONGEST_READ bytes; [] without a file."""
+    def tail(self, replica_name: str, lines: int, room: int = LONGEST_READ, /) -> list[str]:
+        """The last lines, over the rotated files if need be, at most `room` bytes; [] without a file."""
         path = self.path(replica_name)
+        room = min(room, LONGEST_READ)
         found: list[str] = []
         for number, file in enumerate(_files(path)):
-            part = _last_lines(file, lines - len(found))
-            if part is None and number > 0:
+            end = _end_of(file, lines - len(found), room)
+            if end is None:
+                if number > 0:
+                    break
+                continue
+            if end.is_half_a_line and found:
                 break
-            found = (part or []) + found
-            if len(found) >= lines:
+            found = _lines(end.data, lines - len(found)) + found
+            room -= len(end.data)
+            if len(found) >= lines or not end.is_all:
                 break
-        return found[-lines:] if lines else []
+        return found
 
-    def follow(self, replica_names: Iterable[str], push: Push) -> Coroutine[Any, Any, None]:
-        """Pushes what comes from now on, by replica, until cancelled."""
-        return _push_new_lines({name: Follower(self.path(name)) for name in replica_names}, push)
+    def follow(self, replica_names: Iterable[str], push: Push) -> "Feed":
+        feed = Feed(push)
+        try:
+            for name in replica_names:
+                feed.add(name, self.path(name))
+        except BaseException:
+            feed.close()
+            raise
+        return feed
+
+
+class Feed:
+    """Log files that are followed for one client."""
+
+    def __init__(self, push: Push) -> None:
+        self._push = push
+        self._followers: dict[str, Follower] = {}
+
+    @property
+    def files(self) -> int:
+        return len(self._followers)
+
+    def add(self, name: str, path: str) -> None:
+        self._followers[name] = Follower(path)
+
+    async def run(self) -> None:
+        """By asking again and again: it costs a stat a replica, and only while somebody looks on."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            for name, follower in self._followers.items():
+                if lines := _new_lines(follower):
+                    self._push(name, lines)
+                await asyncio.sleep(0)  # hundreds of files at once would keep everybody else waiting
+
+    def close(self) -> None:
+        for follower in self._followers.values():
+            follower.close()
 
 
 class Follower:
@@ -113,50 +156,58 @@ class Follower:
         return [line.decode(errors="replace") for line in lines]
 
 
+class _End(NamedTuple):
+    data: bytes
+    is_all: bool  # of its file
+    is_half_a_line: bool  # of one that is longer than all that is read
+
+
 def _opened(path: str) -> int | None:
-    """None when there is no such file."""
+    """None when there is no such file. Raises Busy when no descriptor is free."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise Busy("no log can be read: too many files are open") from error
+        raise
 
 
-async def _push_new_lines(followers: dict[str, Follower], push: Push) -> None:
-    """By asking again and again: it costs a stat a replica, and only while somebody looks on."""
+def _new_lines(follower: Follower) -> list[str]:
+    """Without a free descriptor for the next file none: the next look finds what there is."""
     try:
-        while True:
-            for name, follower in followers.items():
-                if lines := follower.read():
-                    push(name, lines)
-            await asyncio.sleep(FOLLOW_S)
-    finally:
-        for follower in followers.values():
-            follower.close()
+        return follower.read()
+    except Busy:
+        return []
 
 
-def _last_lines(path: str, lines: int) -> list[str] | None:
+def _end_of(path: str, lines: int, room: int) -> _End | None:
     """None when there is no such file."""
     file = _opened(path)
     if file is None:
         return None
     try:
-        data = _read_back(file, lines)
+        return _read_back(file, lines, room)
     finally:
         os.close(file)
+
+
+def _lines(data: bytes, lines: int) -> list[str]:
     found = data.removesuffix(b"\n").split(b"\n") if data else []
     return [line.decode(errors="replace") for line in found[-lines:]] if lines > 0 else []
 
 
-def _read_back(file: int, lines: int) -> bytes:
+def _read_back(file: int, lines: int, room: int) -> _End:
     """The end of the file, back to where enough lines begin."""
     end = os.lseek(file, 0, os.SEEK_END)
     data = b""
-    while end > 0 and data.count(b"\n") <= lines and len(data) < LONGEST_READ:
-        start = max(0, end - CHUNK)
+    while end > 0 and data.count(b"\n") <= lines and len(data) < room:
+        start = max(0, end - min(CHUNK, room - len(data)))
         data = os.pread(file, end - start, start) + data
         end = start
-    cut = end > 0 and data.find(b"\n") + 1  # of one line that is longer than all that is read: what there is
-    return data[cut:]
+    cut = data.find(b"\n", 0, -1) + 1 if end > 0 else 0
+    return _End(data[cut:], end == 0, end > 0 and cut == 0)
 
 
 def _files(path: str) -> Iterator[str]:

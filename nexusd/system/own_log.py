@@ -3,6 +3,7 @@
 `extra={"fields": {"module": …, "replica": …, "event": …}}` says what a line is about.
 """
 
+import asyncio
 import errno
 import fcntl
 import json
@@ -13,7 +14,7 @@ import struct
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from nexusd.config import LogFormat
 
@@ -136,3 +137,29 @@ def log_to(
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root.setLevel(logging.INFO)
+
+
+log = logging.getLogger("nexusd")
+QUIET_S = 10.0
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class LoopComplaints:
+    """asyncio's exception handler. A socket whose accept() finds no free descriptor is left alone for a second by
+    asyncio, but told of with a traceback for each place in its backlog: here one line does for all.
+    """
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if "socket" in context and isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
+            self._tell_of_accept(loop.time(), error)
+        else:
+            loop.default_exception_handler(context)
+
+    def _tell_of_accept(self, now: float, error: OSError) -> None:
+        if now >= self._quiet_until:
+            self._quiet_until = now + QUIET_S
+            log.error("no connection can be accepted, tried again every second: %s", error.strerror)

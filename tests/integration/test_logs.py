@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nexusd.domain.errors import Busy
 from nexusd.keeper.logfile import LogFile
 from nexusd.system import logs
 from nexusd.system.logs import LONGEST_READ, Follower, LogFolder
@@ -208,13 +210,48 @@ def test_following_pushes_by_replica_until_it_is_cancelled(folder: LogFolder, wr
     async def story() -> None:
         heard: asyncio.Queue[tuple[str, list[str]]] = asyncio.Queue()
         writer.write("before\n")
-        following = folder.follow([NAME, "test/other#0"], lambda *what: heard.put_nowait(what))
+        feed = folder.follow([NAME, "test/other#0"], lambda *what: heard.put_nowait(what))
         writer.write("after\n")  # from the call on, whenever it is first awaited
-        task = asyncio.create_task(following)
+        task = asyncio.create_task(feed.run())
         assert await asyncio.wait_for(heard.get(), 20) == (NAME, ["after"])
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        feed.close()
 
     asyncio.run(story())
     assert len(os.listdir("/proc/self/fd")) == before + 1  # the writer's
+
+
+def test_a_tail_has_a_bound_over_all_files_and_shows_the_end_of_a_line_that_is_longer(
+    folder: LogFolder, writer: Writer
+) -> None:
+    writer.write(text(1, 300))
+    found = folder.tail(NAME, 300, 500)
+    assert 30 < len(found) < 60
+    assert found == lines(301 - len(found), 300)
+    writer.write("x" * 600 + "\n")
+    assert folder.tail(NAME, 300, 500) == ["x" * 499]
+
+
+def test_without_a_free_descriptor_nothing_is_left_open_and_the_caller_is_told(
+    folder: LogFolder, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.write(text(1, 3))
+    opened: list[str] = []
+    real = os.open
+
+    def scarce(path: str, flags: int) -> int:
+        if len(opened) == 3:
+            raise OSError(errno.EMFILE, "Too many open files", path)
+        opened.append(path)
+        return real(path, flags)
+
+    for index in range(1, 4):
+        Path(folder.path(f"test/module#{index}")).touch()
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(logs.os, "open", scarce)
+    with pytest.raises(Busy, match="too many files are open"):
+        folder.follow([f"test/module#{index}" for index in range(4)], lambda _name, _lines: None)
+    monkeypatch.undo()
+    assert len(os.listdir("/proc/self/fd")) == before
