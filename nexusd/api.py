@@ -76,7 +76,7 @@ def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) ->
     observers.append(CallCounter(parts.figures))
     dispatcher = Dispatcher(api.methods, authorise=parts.authorise, observers=observers)
     server = RpcServer(dispatcher, _limits(bounds), group=bounds.group)
-    parts.web.offer(_routes(scrapes, api), scrapes.close)
+    parts.web.offer(_routes(scrapes, api), scrapes.close, pages.LONG)
     return server
 
 

@@ -12,6 +12,7 @@ from nexusd.system.http import Handler, Request, Response
 if TYPE_CHECKING:
     from nexusd.system.scrapes import Scrapes
 
+LONG = ("/metrics",)
 TIMEOUT_HEADER = "x-prometheus-scrape-timeout-seconds"
 _SHARE = 0.5  # of the time that Prometheus has, what modules may take of it
 

@@ -7,15 +7,16 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 log = logging.getLogger("nexusd.http")
 
 MOST_CONNECTIONS = 64
+MOST_LONG = 48  # of those, how many may read a long page: for the others there is always a place
 LONGEST_HEAD = 8192
 REQUEST_S = 5.0  # for the request to come
-ANSWER_S = 30.0  # for the answer to be made, and to be read
+ANSWER_S = 10.0  # for the answer to be made and read; Prometheus waits as long by default
 RETRY_S = 10.0
 _PIECE = 1 << 16
 _TEXT = "text/plain; charset=utf-8"
@@ -71,6 +72,7 @@ def parse(head: bytes) -> Request:
 class HttpServer:
     def __init__(self) -> None:
         self._routes: Mapping[str, Handler] = {}
+        self._long: Collection[str] = ()
         self._on_close: Callable[[], None] = lambda: None
         self._server: asyncio.Server | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -78,9 +80,13 @@ class HttpServer:
         self.trouble: str | None = None  # why it does not serve
         self.ports: tuple[int, ...] = ()
 
-    def offer(self, routes: Mapping[str, Handler], on_close: Callable[[], None]) -> None:
-        """What is served from now on; on_close lets go of what the handlers hold."""
+    def offer(
+        self, routes: Mapping[str, Handler], on_close: Callable[[], None], long: Collection[str] = ()
+    ) -> None:
+        """What is served from now on; on_close lets go of what the handlers hold. long: the pages that take time to
+        make and to read."""
         self._routes = routes
+        self._long = long
         self._on_close = on_close
 
     def open(self, host: str, port: int) -> None:
@@ -123,6 +129,23 @@ class HttpServer:
     def leave(self, connection: "_Connection") -> None:
         self._connections.pop(connection, None)
 
+    def makes_room(self, request: Request, asking: "_Connection") -> bool:
+        """Whether the request can be answered now. For one more long page the client goes that has not read for the
+        longest time."""
+        asking.is_long = request.path in self._long
+        if not asking.is_long:
+            return True
+        reading = [one for one in self._connections if one.is_long and one is not asking]
+        if len(reading) < MOST_LONG:
+            return True
+        slowest = min(
+            (one for one in reading if one.stuck_since), key=lambda one: one.stuck_since, default=None
+        )
+        if slowest is None:
+            return False
+        slowest.abort()
+        return True
+
     async def answer(self, request: Request) -> Response:
         handler = self._routes.get(request.path)
         if handler is None:
@@ -151,6 +174,8 @@ class _Connection(asyncio.Protocol):
         self._received = bytearray()
         self._task: asyncio.Task[None] | None = None
         self._is_head = False
+        self.is_long = False
+        self.stuck_since = 0.0  # monotonic; 0.0 while the client reads
         self._may_write = asyncio.Event()
         self._may_write.set()
 
@@ -191,7 +216,12 @@ class _Connection(asyncio.Protocol):
             self._refuse(Response(b"not an HTTP/1.1 request\n", status=400))
             return
         self._is_head = request.method == "HEAD"
-        self._begin(self._server.answer(request))
+        if self._server.makes_room(request, self):
+            self._begin(self._server.answer(request))
+        else:
+            self.is_long = False
+            busy = f"{MOST_LONG} clients have asked for this already\n".encode()
+            self._refuse(Response(busy, status=503, headers=(("Retry-After", "1"),)))
 
     def _refuse(self, response: Response) -> None:
         async def refused() -> Response:
@@ -231,7 +261,9 @@ class _Connection(asyncio.Protocol):
             await self._may_write.wait()
 
     def pause_writing(self) -> None:
+        self.stuck_since = time.monotonic()
         self._may_write.clear()
 
     def resume_writing(self) -> None:
+        self.stuck_since = 0.0
         self._may_write.set()

@@ -27,10 +27,18 @@ async def long(_request: Request) -> Response:
     return Response(LONG)
 
 
+async def slow(_request: Request) -> Response:
+    return await asyncio.Future()
+
+
 def play(story: Story) -> None:
     async def told() -> None:
         server = HttpServer()
-        server.offer({"/hello": hello, "/broken": broken, "/long": long}, lambda: None)
+        server.offer(
+            {"/hello": hello, "/broken": broken, "/long": long, "/slow": slow},
+            lambda: None,
+            ("/long", "/slow"),
+        )
         server.open("127.0.0.1", 0)
         async with asyncio.timeout(BOUND_S):
             while not server.ports:
@@ -155,6 +163,55 @@ def test_of_too_many_connections_the_one_that_has_waited_longest_goes(
         assert await idle[0][0].read() == b""
         for _, writer in idle:
             writer.close()
+
+    play(story)
+
+
+async def asking(server: HttpServer, port: int, path: str, number: int) -> list[socket.socket]:
+    """So many clients that ask and never read; the server has taken each on before the next one asks."""
+    clients = []
+    for count in range(number):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+        clients.append(client)
+        while sum(one.is_answering for one in server._connections) <= min(count, http.MOST_LONG - 1):
+            await asyncio.sleep(0)
+    return clients
+
+
+@pytest.mark.parametrize("path", ["/long", "/slow"])
+def test_however_many_do_not_read_a_long_page_a_short_one_is_answered(path: str) -> None:
+    async def story(server: HttpServer, port: int) -> None:
+        clients = await asking(server, port, path, http.MOST_CONNECTIONS + 10)
+        assert (await said(port, b"GET /hello HTTP/1.1\r\n\r\n"))[0] == "HTTP/1.1 200 OK"
+        for client in clients:
+            client.close()
+
+    play(story)
+
+
+def test_for_a_reader_of_a_long_page_the_one_goes_that_has_not_read_for_longest() -> None:
+    async def story(server: HttpServer, port: int) -> None:
+        clients = await asking(server, port, "/long", http.MOST_LONG)
+        while not all(one.stuck_since for one in server._connections):
+            await asyncio.sleep(0)
+        assert (await said(port, b"GET /long HTTP/1.1\r\n\r\n"))[2] == LONG
+        assert len(server._connections) == http.MOST_LONG - 1
+        for client in clients:
+            client.close()
+
+    play(story)
+
+
+def test_when_all_wait_for_a_page_in_the_making_one_more_is_told_to_come_back() -> None:
+    async def story(server: HttpServer, port: int) -> None:
+        clients = await asking(server, port, "/slow", http.MOST_LONG)
+        first, headers, _ = await said(port, b"GET /slow HTTP/1.1\r\n\r\n")
+        assert (first, headers["Retry-After"]) == ("HTTP/1.1 503 Service Unavailable", "1")
+        for client in clients:
+            client.close()
 
     play(story)
 
