@@ -16,7 +16,7 @@ from nexusd.domain.lifecycle import Replica, Started
 from nexusd.system.exposition import Facts, ModuleWriter, write_daemon
 from nexusd.system.figures import Sources
 from nexusd.system.metrics_text import Format, Page, chosen
-from nexusd.system.module_metrics import Merging
+from nexusd.system.module_metrics import Merging, Told
 from nexusd.system.module_questions import Answer, Key, ModuleQuestions, Target
 
 MODULES_S = 1.0  # for the modules to answer
@@ -113,11 +113,13 @@ class Scrapes:
 
     def _merge(self, page: Page, deadline: float) -> None:
         merging = Merging(page, deadline + MERGING_S)
+        told = []
         for (module_id, index, _), text, failure in sorted(self._questions.answers(deadline), key=_place):
             if failure is not None:
                 merging.errors[module_id, failure] += 1
             elif text:
-                merging.add(module_id, index, text)
+                told.append(Told(module_id, index, text))
+        merging.merge(told)
         self._errors += merging.errors
 
 

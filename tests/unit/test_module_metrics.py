@@ -1,6 +1,9 @@
 """Modules' own metrics on one page: labelled, merged; what is broken is left out and counted."""
 
+import itertools
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import pytest
 from prometheus_client import parser
@@ -8,7 +11,7 @@ from prometheus_client.openmetrics import parser as open_metrics
 
 from nexusd.system import module_metrics
 from nexusd.system.metrics_text import Page, chosen
-from nexusd.system.module_metrics import Merging
+from nexusd.system.module_metrics import Merging, Told
 from tests.promtool import promtool
 
 ONE, TWO = "mesh/one", "mesh/two"
@@ -20,14 +23,21 @@ beats_total{kind="a"} 3.0
 """
 
 
+def _numbered(told: Iterable[tuple[str, str]]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """A module that speaks more than once does so by several replicas."""
+    indexes: Counter[str] = Counter()
+    for one in told:
+        yield indexes[one[0]], one
+        indexes[one[0]] += 1
+
+
 class Merged:
     """A page, and what was said to it."""
 
     def __init__(self, *told: tuple[str, str], deadline: float | None = None) -> None:
         self.page = Page()
         self.merging = Merging(self.page, time.monotonic() + 60 if deadline is None else deadline)
-        for module_id, text in told:
-            self.merging.add(module_id, 0, text)
+        self.merging.merge(Told(module_id, index, text) for index, (module_id, text) in _numbered(told))
 
     def text(self, accept: str = "") -> str:
         return self.page.text(chosen(accept)).decode()
@@ -114,6 +124,77 @@ def test_more_samples_than_anybody_wants_are_left_out() -> None:
 def test_when_the_time_is_over_no_long_text_is_looked_at() -> None:
     text = "".join(f'a{{n="{n}"}} 1\n' for n in range(200))
     assert Merged((ONE, text), deadline=0.0).errors == {(ONE, "too_late"): 1}
+
+
+def samples(name: str, number: int) -> str:
+    return "".join(f'{name}{{n="{n}"}} 1\n' for n in range(number))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line takes a tenth of a millisecond."""
+    ticks = itertools.count()
+    for name in ("monotonic", "thread_time"):
+        monkeypatch.setattr(module_metrics.time, name, lambda: next(ticks) * 0.00005)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_metrics, "MODULE_S", 60.0)
+
+
+@pytest.mark.usefixtures("clock")
+def test_modules_that_say_too_much_cost_those_that_say_little_nothing() -> None:
+    noisy = [(f"loud/m{number:02}", samples(f"noise{number}", 4000)) for number in range(17)]
+    merged = Merged(*noisy, (ONE, GOOD), deadline=2.0)
+    assert f'beats_total{{kind="a",module="{ONE}",replica="0"}} 3.0\n' in merged.text()
+    assert (ONE, "too_late") not in merged.errors
+    assert ("loud/m16", "too_late") in merged.errors
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_module_that_takes_long_uses_up_its_own_time_only() -> None:
+    slow = "# a remark\n" * 12000
+    merged = Merged((ONE, slow), (ONE, GOOD), (TWO, slow[: len(slow) // 2] + GOOD), deadline=60.0)
+    assert merged.errors == {(ONE, "too_late"): 1}
+    assert merged.text().count("beats_total{") == 2
+
+
+@pytest.mark.usefixtures("patient")
+def test_replicas_share_the_samples_of_their_module_and_those_that_say_least_are_read() -> None:
+    loud = [(ONE, samples("a", 9000)) for _ in range(3)]
+    merged = Merged(*loud, (ONE, GOOD), (TWO, GOOD))
+    assert merged.errors == {(ONE, "too_large"): 1}
+    assert f'beats_total{{kind="a",module="{ONE}",replica="3"}} 3.0\n' in merged.text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# HELP a " + "x" * module_metrics.LONGEST_LINE + "\na 1\n",
+        'a{b="' + "x" * module_metrics.LONGEST_LINE + '"} 1\n',
+        "".join(f"m{number} 1\n" for number in range(module_metrics.MOST_FAMILIES + 1)),
+    ],
+    ids=["help", "label", "families"],
+)
+def test_what_would_swell_the_page_is_too_large(text: str) -> None:
+    merged = Merged((ONE, text), (TWO, GOOD))
+    assert merged.errors == {(ONE, "too_large"): 1}
+    assert merged.text().count("\n") == 3
+
+
+def test_all_modules_together_have_a_bound_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_metrics, "MODULES_BYTES", 10_000)
+    merged = Merged(*((f"loud/m{number}", samples("a", 100)) for number in range(10)), (TWO, GOOD))
+    assert len(merged.text()) < 10_200
+    assert set(merged.errors.values()) == {1}
+    assert {reason for _, reason in merged.errors} == {"too_large"}
+    assert "beats_total{" in merged.text()
+
+
+def test_a_name_is_the_first_modules_whoever_is_read_first() -> None:
+    merged = Merged((ONE, "# TYPE a gauge\n" + samples("a", 100)), (TWO, "# TYPE a counter\na_total 1\n"))
+    assert merged.errors == {(TWO, "conflict"): 1}
 
 
 def test_timestamps_and_creation_times_are_left_out() -> None:
