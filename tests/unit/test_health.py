@@ -51,7 +51,7 @@ def test_health_follows_from_the_state_and_says_why(one, expected):
     assert health.health_of(one) == expected
 
 
-def test_the_seeds_example_counts_fourteen_healthy_and_one_degraded():
+def test_the_specifications_example_counts_fourteen_healthy_and_one_degraded():
     fleet = [with_replicas(RUNNING) for _ in range(14)] + [replace(module(), asked=True)]
     assert health.statistics(fleet) == Statistics(15, 14, 1, 0)
     told = health.readiness(fleet)
