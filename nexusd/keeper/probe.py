@@ -19,10 +19,12 @@ from nexusd.keeper.protocol import Message
 
 SWEEP_S = 0.02  # how often what is being killed is looked for again
 LINGER_S = 5.0  # what can't be killed is let go of then
+LEAVE_S = 1.0  # how long a keeper that goes sees to their ends
 MOST_BYTES = 1 << 20  # of output; a program that writes more than this is not read further
 TAIL_BYTES = 4096
 LINE_LENGTH = 300
 _READ_BYTES = 1 << 16
+_LOOK_S = 0.005
 
 
 @dataclass(slots=True, eq=False)
@@ -130,9 +132,14 @@ class Probes:
             self._sweep_at = now + SWEEP_S
 
     def end_all(self) -> None:
-        """The keeper goes, and its probes with it; the kernel would see to their first processes only."""
-        for probe in {*self._by_pid.values(), *self._sweeping}:
-            self._kill(probe)
+        """The keeper goes, and its probes with it; the kernel would see to their first processes only.
+
+        Again until nothing is left: what one of them forked meanwhile was not seen the first time.
+        """
+        left = {*self._by_pid.values(), *self._sweeping}
+        deadline = time.monotonic() + LEAVE_S
+        while (left := {probe for probe in left if self._kill(probe)}) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
 
     def end_former(self) -> None:
         """What probes of a keeper that was killed have started, and the kernel did not end with it."""
