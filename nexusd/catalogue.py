@@ -12,9 +12,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from nexusd.domain.access import SecurityContext, permits
-from nexusd.domain.fleet import Load, Module, Put, Want, circle_with, count_with, graph_of
+from nexusd.domain.events import Load, Put, Want
+from nexusd.domain.fleet import circle_with, graph_of
 from nexusd.domain.graph import cycles
 from nexusd.domain.manifest import Definition, Fault
+from nexusd.domain.module import Module, count_with
 from nexusd.supervisor import Supervisor
 from nexusd.system.keeper_news import Former
 from nexusd.system.manifests import MANIFEST, Found, discover, missing_paths, read_module

@@ -19,7 +19,9 @@ from nexusd.domain import chaos, chaos_report, health
 from nexusd.domain import trial as trials
 from nexusd.domain.chaos import Experiment, Kind, View
 from nexusd.domain.errors import NotPossible, TimedOut
-from nexusd.domain.fleet import Fleet, Module, Want
+from nexusd.domain.events import Want
+from nexusd.domain.fleet import Fleet
+from nexusd.domain.module import Module
 from nexusd.domain.trial import Phase, Trial
 from nexusd.experiments import Register, Report, Running
 from nexusd.ports import Clock, EventSource, ExperimentStore, Hands, StoredExperiment

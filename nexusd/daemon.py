@@ -21,10 +21,12 @@ from nexusd import __version__
 from nexusd.catalogue import Catalogue
 from nexusd.chaos import Conductor
 from nexusd.config import Config, InvalidConfig, Options, changed_since, read_config
-from nexusd.domain import lifecycle
 from nexusd.domain.access import SecurityContext, authority
 from nexusd.domain.errors import NexusError, NotPossible, ShuttingDown
-from nexusd.domain.fleet import Fleet, Module, Want
+from nexusd.domain.events import Want
+from nexusd.domain.fleet import Fleet
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Stuck
 from nexusd.keeper import host, protocol
 from nexusd.keeper.client import KeeperClient
 from nexusd.keeper.proctable import become_subreaper, is_any_stopped
@@ -450,7 +452,7 @@ def _nothing_runs(fleet: Fleet) -> bool:
 
 def _is_stuck(module: Module) -> bool:
     running = (replica.state for replica in module.replicas if replica.run is not None)
-    return all(isinstance(state, lifecycle.Stuck) for state in running)
+    return all(isinstance(state, Stuck) for state in running)
 
 
 def _make_folders(config: Config) -> None:

@@ -9,17 +9,19 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from nexusd.domain import lifecycle
 from nexusd.domain.checks import NO_CHECKS, plan_of
-from nexusd.domain.fleet import Fleet, Module, ModuleState, Renewal, Want
+from nexusd.domain.events import Renewal, Want
+from nexusd.domain.fleet import Fleet
 from nexusd.domain.graph import closure
 from nexusd.domain.health import Health, health_of, health_of_replica, statistics
-from nexusd.domain.lifecycle import Replica
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.policy import PROBATION_S
+from nexusd.domain.replica import Backoff, Failed, Replica, Started, Stuck, Waiting
 from nexusd.reach import Patience, Reach
 from nexusd.supervisor import Supervisor
 
 LONGEST_S = 60.0  # what is not well by then was not helped
-WELL_S = lifecycle.PROBATION_S  # what ends again sooner was not helped either
+WELL_S = PROBATION_S  # what ends again sooner was not helped either
 _BAD = (ModuleState.FAILED, ModuleState.BACKOFF)
 
 
@@ -121,7 +123,7 @@ def why_not(module: Module) -> str | None:
         return "its folder is gone" if module.gone else "it is being reloaded"
     if module.state is ModuleState.STOPPED:
         return module.reason or "ended by itself"
-    stuck = next((one for one in module.replicas if isinstance(one.state, lifecycle.Stuck)), None)
+    stuck = next((one for one in module.replicas if isinstance(one.state, Stuck)), None)
     return stuck.reason if stuck else None
 
 
@@ -136,14 +138,14 @@ def _broken_replicas(module: Module) -> list[Replica]:
 def _is_sick(module: Module, replica: Replica) -> bool:
     """It runs, and its checks say that it is not well. One that is being stopped for it is seen to already."""
     plan = plan_of(module.definition.manifest) if module.definition else NO_CHECKS
-    is_started = isinstance(replica.state, lifecycle.Started)
+    is_started = isinstance(replica.state, Started)
     return is_started and health_of_replica(replica, plan)[0] is Health.UNHEALTHY
 
 
 def _has_failed(replica: Replica) -> bool:
     """Given up on, waiting for a further try, or for what waiting alone does not bring."""
     match replica.state:
-        case lifecycle.Failed() | lifecycle.Backoff() | lifecycle.Waiting(lasting=True):
+        case Failed() | Backoff() | Waiting(lasting=True):
             return True
     return False
 

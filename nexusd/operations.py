@@ -10,13 +10,14 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle, settings
+from nexusd.domain import settings
 from nexusd.domain.errors import BadValue, NexusError, NotPossible, TimedOut
+from nexusd.domain.events import Put, Renewal, Want
 from nexusd.domain.fields import near_match
-from nexusd.domain.fleet import Module, ModuleState, Put, Renewal, Want
 from nexusd.domain.graph import closure
-from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import ConfigKey
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Replica, Started
 from nexusd.healing import Healing
 from nexusd.outcomes import Outcomes
 from nexusd.ports import Configs, Control, Copies, Logs, Store
@@ -184,7 +185,7 @@ class Operations:
         self, module: Module, name: str, value: Any, told: list[str], key: ConfigKey
     ) -> None:
         for replica in module.current:
-            if isinstance(replica.state, lifecycle.Started):
+            if isinstance(replica.state, Started):
                 told.append(replica.state.run)
                 try:
                     await self._tell_run(replica.state.run, name, value, key)

@@ -6,10 +6,10 @@ Pure but for the last lines of a log. Waiting for the outcome is `nexusd.operati
 from collections.abc import Callable
 from typing import Any
 
-from nexusd.domain import lifecycle, settings
+from nexusd.domain import settings
 from nexusd.domain.errors import DependencyFailed, NexusError, NotPossible, StartFailed
-from nexusd.domain.fleet import Module, ModuleState
-from nexusd.domain.lifecycle import Replica
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Exit, Failed, Replica, Started, Stopped, Stuck, Waiting
 from nexusd.domain.upgrades import Refusal, is_ready
 from nexusd.ports import Logs
 
@@ -95,23 +95,23 @@ class Outcomes:
     def _failure(self, module: Module, replica: Replica) -> NexusError | None:
         """Why this replica did not start, when it did not; one that is tried again has failed the once."""
         match replica.state:
-            case lifecycle.Waiting(obstacle=str(obstacle), lasting=True):
+            case Waiting(obstacle=str(obstacle), lasting=True):
                 return DependencyFailed(
                     f"cannot start {module.id}: {obstacle}",
                     module_id=module.id,
                     reason=obstacle,
                     hint=f"nexusctl status {module.id}",
                 )
-            case lifecycle.Stopped() if replica.wanted:
+            case Stopped() if replica.wanted:
                 return self._start_failed(module, replica)
-            case lifecycle.Started():
+            case Started():
                 return None
-        failed = isinstance(replica.state, lifecycle.Failed) or replica.history.in_a_row > 0
+        failed = isinstance(replica.state, Failed) or replica.history.in_a_row > 0
         return self._start_failed(module, replica) if failed else None
 
     def _start_failed(self, module: Module, replica: Replica) -> StartFailed:
         exit = replica.history.last_exit
-        is_over = isinstance(replica.state, lifecycle.Failed | lifecycle.Stopped)
+        is_over = isinstance(replica.state, Failed | Stopped)
         again = "" if is_over else "; it is being tried again"
         reason = replica.reason or (exit.description if exit else "unknown")
         return self._told_by(module, replica, f"{module.id} did not start: {reason}{again}", reason)
@@ -164,17 +164,17 @@ def _without_secrets(module: Module, line: str) -> str:
 
 
 def _will_end(replica: Replica) -> bool:
-    return replica.run is not None and not isinstance(replica.state, lifecycle.Stuck)
+    return replica.run is not None and not isinstance(replica.state, Stuck)
 
 
 def _refuse_stuck(module: Module, command: str) -> None:
     """Waiting for a process that the kernel holds may never end."""
     for replica in module.replicas:
-        if isinstance(replica.state, lifecycle.Stuck):
+        if isinstance(replica.state, Stuck):
             raise NotPossible(f"{command}: {replica.reason}", module_id=module.id)
 
 
-def exit_shown(exit: lifecycle.Exit | None) -> dict[str, Any] | None:
+def exit_shown(exit: Exit | None) -> dict[str, Any] | None:
     """An exit as the API shows it."""
     if exit is None:
         return None

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, Protocol
 from nexusd.domain.audit import Entry
 from nexusd.domain.chain import Verdict
 from nexusd.domain.checks import Purpose, Said
-from nexusd.domain.fleet import Fleet, Module
-from nexusd.domain.lifecycle import Replica
+from nexusd.domain.fleet import Fleet
 from nexusd.domain.manifest import Definition
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Replica
 
 Observer = Callable[[Fleet, Fleet, frozenset[str]], None]  # before, after, ids of modules that were touched
 

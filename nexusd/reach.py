@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from nexusd.domain.errors import NoSuchModule, NotPossible, TimedOut
 from nexusd.domain.fields import near_match
-from nexusd.domain.fleet import Fleet, Module
+from nexusd.domain.fleet import Fleet
 from nexusd.domain.graph import closure
+from nexusd.domain.module import Module
 from nexusd.supervisor import Supervisor
 
 

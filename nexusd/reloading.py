@@ -9,10 +9,12 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from nexusd.domain import lifecycle
 from nexusd.domain.errors import NexusError, NotPossible
-from nexusd.domain.fleet import Module, ModuleState, Renewal, Roll, circle_with
+from nexusd.domain.events import Renewal, Roll
+from nexusd.domain.fleet import circle_with
 from nexusd.domain.manifest import Definition
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Started
 from nexusd.outcomes import Outcomes
 from nexusd.ports import Configs, Control, Copies
 from nexusd.reach import Patience, Reach, runs_of
@@ -141,7 +143,7 @@ class Reloading:
         if module.definition is None or module.definition.manifest.run.python is None:
             return states
         for replica in module.current:
-            if isinstance(replica.state, lifecycle.Started):
+            if isinstance(replica.state, Started):
                 try:
                     states[replica.index] = await self._control.ask(
                         replica.state.run, "export_state", {}, EXPORT_TIMEOUT_S
@@ -154,7 +156,7 @@ class Reloading:
 
     def _reload_by_signal(self, module: Module) -> dict[str, Any]:
         assert module.definition is not None
-        running = [replica.run for replica in module.current if isinstance(replica.state, lifecycle.Started)]
+        running = [replica.run for replica in module.current if isinstance(replica.state, Started)]
         if not running:
             raise NotPossible(
                 f"cannot reload {module.id} by a signal: it is {module.state}",

@@ -3,7 +3,8 @@
 from typing import Any
 
 from nexusd.domain.errors import BadValue, NotPossible
-from nexusd.domain.fleet import Module, Scale
+from nexusd.domain.events import Scale
+from nexusd.domain.module import Module
 from nexusd.outcomes import Outcomes
 from nexusd.ports import Store
 from nexusd.reach import Patience, Reach, required

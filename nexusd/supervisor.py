@@ -12,11 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from nexusd.domain import events
 from nexusd.domain import fleet as rules
-from nexusd.domain import lifecycle
 from nexusd.domain.errors import NexusError
-from nexusd.domain.fleet import Fleet, FleetEvent, GiveUp, News, Order
-from nexusd.domain.lifecycle import Exit, Moment
+from nexusd.domain.events import FleetEvent, GiveUp, News, Order
+from nexusd.domain.fleet import Fleet
+from nexusd.domain.lifecycle import Moment
+from nexusd.domain.replica import Exit, Replica
 from nexusd.domain.runs import RunKey
 from nexusd.ports import Clock, Observer, Processes
 
@@ -63,7 +65,7 @@ class Supervisor:
         while self._deadlines and self._deadlines[0][0] <= now:
             deadline, module_id, key = heapq.heappop(self._deadlines)
             if self._deadline_of(module_id, key) == deadline:
-                self.handle(News(module_id, key, lifecycle.Expired()))
+                self.handle(News(module_id, key, events.Expired()))
         self._clock.wake_at(self._next_deadline())
 
     async def until(self, module_ids: Iterable[str], done: Done, timeout_s: float | None) -> None:
@@ -110,23 +112,21 @@ class Supervisor:
             self._gave_up(action.module_id)
             return
         match action.action:
-            case lifecycle.Spawn(run):
+            case events.Spawn(run):
                 self._spawn(run, action.replica)
-            case lifecycle.Terminate(run, number):
+            case events.Terminate(run, number):
                 self._processes.terminate(run, number)
-            case lifecycle.Kill(run):
+            case events.Kill(run):
                 self._processes.kill(run)
-            case lifecycle.Forget(run):
+            case events.Forget(run):
                 self._processes.forget(run)
 
-    def _spawn(self, run: str, replica: lifecycle.Replica) -> None:
+    def _spawn(self, run: str, replica: Replica) -> None:
         try:
             self._processes.spawn(run, replica, self.fleet.modules[replica.module_id])
         except (OSError, ValueError, NexusError) as error:
             cause = f"cannot be started: {_in_words(error)}"
-            self._events.append(
-                News(replica.module_id, replica.key, lifecycle.Exited(run, Exit(cause=cause)))
-            )
+            self._events.append(News(replica.module_id, replica.key, events.Exited(run, Exit(cause=cause))))
 
     def _after(self, module_id: str, before: Fleet) -> None:
         """Remember what changed, and when to look at it again."""

@@ -9,12 +9,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from nexusd.domain import events
 from nexusd.domain import fleet as rules
-from nexusd.domain import lifecycle
 from nexusd.domain.errors import NexusError
-from nexusd.domain.fleet import Fleet, FleetEvent, GiveUp, Module, ModuleState, News, Order, Put, Want
-from nexusd.domain.lifecycle import Exit, Moment, Replica
+from nexusd.domain.events import FleetEvent, GiveUp, News, Order, Put, Want
+from nexusd.domain.fleet import Fleet
+from nexusd.domain.lifecycle import Moment
 from nexusd.domain.manifest import Definition, parse_manifest
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Exit, Replica
 from nexusd.supervisor import Supervisor
 
 CLEAN = Exit(code=0)
@@ -39,7 +42,7 @@ def told(action: Order | GiveUp) -> str:
         return f"give up {action.module_id}"
     name = action.replica.name
     match action.action:
-        case lifecycle.Terminate(_, number):
+        case events.Terminate(_, number):
             return f"{Signals(number).name} {name}"
         case other:
             return f"{type(other).__name__.lower()} {name}"
@@ -92,13 +95,13 @@ class Rehearsal:
     def ready(self, *module_ids: str, index: int = 0, generation: int | None = None) -> list[str]:
         lines = []
         for module_id in module_ids:
-            lines += self.news(module_id, lifecycle.Ready, index=index, generation=generation)
+            lines += self.news(module_id, events.Ready, index=index, generation=generation)
         return lines
 
     def exits(
         self, module_id: str, exit: Exit = CRASH, index: int = 0, generation: int | None = None
     ) -> list[str]:
-        return self.news(module_id, lifecycle.Exited, exit, index=index, generation=generation)
+        return self.news(module_id, events.Exited, exit, index=index, generation=generation)
 
     def news(
         self, module_id: str, kind: Any, *more: Any, index: int = 0, generation: int | None = None
@@ -115,7 +118,7 @@ class Rehearsal:
         while due := [replica for replica in self.replicas() if (replica.deadline or end + 1) <= end]:
             first = min(due, key=lambda replica: replica.deadline or 0.0)
             self.now = max(self.now, first.deadline or 0.0)
-            lines += self.apply(News(first.module_id, first.key, lifecycle.Expired()))
+            lines += self.apply(News(first.module_id, first.key, events.Expired()))
         self.now = end
         return lines
 

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle
+from nexusd.domain import events
 from nexusd.domain.errors import (
     NexusError,
     NotPossible,
 )
-from nexusd.domain.fleet import Module, ModuleState, News, Put, Want
-from nexusd.domain.lifecycle import Exit
+from nexusd.domain.events import News, Put, Want
 from nexusd.domain.manifest import Definition, Fault
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Exit
 from nexusd.operations import Operations
 from nexusd.reach import Patience
 from nexusd.supervisor import Supervisor
@@ -97,10 +98,10 @@ class House:
 
     def ready(self, *module_ids: str) -> None:
         for module_id in module_ids:
-            self.tell(module_id, lifecycle.Ready)
+            self.tell(module_id, events.Ready)
 
     def exits(self, module_id: str, exit: Exit = CRASH, **which: int) -> None:
-        self.tell(module_id, lifecycle.Exited, exit, **which)
+        self.tell(module_id, events.Exited, exit, **which)
 
     def is_running(self, *module_ids: str) -> None:
         """Started by hand before the story begins."""

@@ -12,9 +12,9 @@ from msgspec import Struct
 
 from nexusd.domain.errors import InvalidParams, NotPossible
 from nexusd.domain.fields import near_match
-from nexusd.domain.fleet import Module, ModuleState
 from nexusd.domain.health import Health
-from nexusd.domain.lifecycle import Replica
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Replica
 from nexusd.domain.units import Seconds
 
 LONGEST_S = 3600.0

@@ -7,18 +7,9 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from nexusd.domain.fleet import Module
-from nexusd.domain.lifecycle import (
-    SILENT,
-    TOO_SLOW,
-    Exit,
-    Replica,
-    Started,
-    Starting,
-    Stopping,
-    Stuck,
-    Waiting,
-)
+from nexusd.domain.lifecycle import SILENT, TOO_SLOW
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Exit, Replica, Started, Starting, Stopping, Stuck, Waiting
 
 # One word each, for ever the same: they become labels, and a label's values must be few.
 Reason = Literal["exit", "signal", "not_started", "start_timeout", "watchdog", "check", "unknown", "command"]

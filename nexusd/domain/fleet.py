@@ -1,156 +1,26 @@
 """All modules with their replicas, and the rules between them: who may start now, who may stop now.
 
 `apply` takes one event, lets the rules settle to a fixed point, and returns the new fleet with what is to be
-done. How one replica moves is `lifecycle`'s; orders and cycles are `graph`'s.
+done. How one replica moves is `lifecycle`'s; what a module is by itself, `module`'s; orders and cycles are `graph`'s.
 """
 
 from collections.abc import Callable, Iterable
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle
+from nexusd.domain import events, lifecycle
+from nexusd.domain.events import FleetEvent, GiveUp, Load, News, Order, Put, Renewal, Roll, Scale, Want
 from nexusd.domain.graph import Graph, cycles
-from nexusd.domain.lifecycle import Moment, Replica
-from nexusd.domain.manifest import Definition, Fault
-from nexusd.domain.upgrades import Refusal, Upgrade, reason_of
+from nexusd.domain.lifecycle import Moment
+from nexusd.domain.manifest import Definition
+from nexusd.domain.module import Module, ModuleState, next_generation, with_definition, with_replica
+from nexusd.domain.policy import policy_of
+from nexusd.domain.replica import Failed, Replica, Waiting
+from nexusd.domain.upgrades import Refusal, Upgrade
 
 FreshRun = Callable[[str, int, int], str]  # module id, index, generation -> a run's key, never used before
-
-
-class ModuleState(StrEnum):
-    LOADED = "loaded"
-    STARTING = "starting"
-    STARTED = "started"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-    BACKOFF = "backoff"
-    FAILED = "failed"
-    INVALID = "invalid"
-
-
-class Module(Struct, frozen=True):
-    """A folder with a manifest, what is wanted of it, and its replicas of every generation that still runs."""
-
-    id: str
-    folder: str
-    definition: Definition | None  # in force; None for a manifest that never was valid
-    since: float
-    wanted: bool = False
-    asked: bool = False  # whether anybody, autostart included, ever wanted it to run or to stop
-    count: int = 1
-    generation: int = 1
-    replicas: tuple[Replica, ...] = ()
-    configured: dict[str, Any] = {}
-    pending: Definition | None = None  # on disk, in force after the next reload
-    upgrade: Upgrade | None = None  # under way
-    refused: Refusal | None = None  # how the last upgrade ended, if badly
-    faults: tuple[Fault, ...] = ()
-    gone: bool = False  # its folder is no longer there
-
-    @property
-    def current(self) -> tuple[Replica, ...]:
-        """The replicas that count: of the generation that each index has by now, within the wanted number."""
-        old, count = self.generation, self.count
-        if self.upgrade is None:  # nearly always, and asked several times an event
-            return tuple([one for one in self.replicas if one.index < count and one.generation == old])
-        at, new = self.replaced, self.upgrade.generation
-        return tuple(
-            one
-            for one in self.replicas
-            if one.index < count and one.generation == (new if one.index < at else old)
-        )
-
-    @property
-    def replaced(self) -> int:
-        """How many indices, from 0 up, a rolling upgrade has gone past."""
-        return self.upgrade.replaced(self.replicas, self.count) if self.upgrade else 0
-
-    @property
-    def ready(self) -> int:
-        return sum(isinstance(replica.state, lifecycle.Started) for replica in self.current)
-
-    @property
-    def successors(self) -> tuple[Replica, ...]:
-        """The replicas of the upgrade that is under way."""
-        return self.upgrade.successors(self.replicas, self.count) if self.upgrade else ()
-
-    def definition_of(self, replica: Replica) -> Definition:
-        """What the replica is an instance of, as far as it is still known."""
-        if self.upgrade is not None and replica.generation == self.upgrade.generation:
-            return self.upgrade.definition
-        assert self.definition is not None  # an invalid module has no replicas
-        return self.definition
-
-    @property
-    def is_active(self) -> bool:
-        """Whether any process of it runs."""
-        return any(replica.run is not None for replica in self.replicas)
-
-    @property
-    def state(self) -> ModuleState:
-        if self.definition is None:
-            return ModuleState.INVALID
-        return self._state_when_wanted() if self.wanted else self._state_when_unwanted()
-
-    def _state_when_wanted(self) -> ModuleState:
-        current = self.current
-        if len(current) == self.count == 1:
-            return _kind(current[0])
-        kinds = {_kind(replica) for replica in current}
-        if len(current) < self.count:
-            kinds.add(ModuleState.STARTING)
-        # Scaled to none, all that is wanted runs.
-        return next((kind for kind in _WORST_FIRST if kind in kinds), ModuleState.STARTED)
-
-    def _state_when_unwanted(self) -> ModuleState:
-        if self.is_active:
-            return ModuleState.STOPPING
-        return ModuleState.STOPPED if self.asked else ModuleState.LOADED
-
-    @property
-    def reason(self) -> str | None:
-        """Why it is not simply running, as its replicas or its folder tell it."""
-        if self.definition is None:
-            return f"{len(self.faults)} fault{'s' * (len(self.faults) != 1)} in its manifest"
-        told = (reason_of(replica) for replica in self.current)
-        return next((reason for reason in told if reason), None) or self._reason_on_disk()
-
-    def _reason_on_disk(self) -> str | None:
-        if self.gone:
-            return "its folder is gone; what runs goes on until it is stopped"
-        return "its manifest on disk has faults; the last good one is in force" if self.faults else None
-
-
-_WORST_FIRST = (
-    ModuleState.FAILED,
-    ModuleState.BACKOFF,
-    ModuleState.STOPPING,
-    ModuleState.STARTING,
-    ModuleState.STOPPED,
-    ModuleState.STARTED,
-)
-
-
-# Of each replica, in every state of every module, several times an event: a table rather than a `match`.
-_KINDS = {
-    lifecycle.Stopped: ModuleState.STOPPED,
-    lifecycle.Starting: ModuleState.STARTING,
-    lifecycle.Started: ModuleState.STARTED,
-    lifecycle.Stopping: ModuleState.STOPPING,
-    lifecycle.Stuck: ModuleState.FAILED,
-    lifecycle.Backoff: ModuleState.BACKOFF,
-    lifecycle.Failed: ModuleState.FAILED,
-}
-
-
-def _kind(replica: Replica) -> ModuleState:
-    state = replica.state
-    if isinstance(state, lifecycle.Waiting):
-        return ModuleState.FAILED if state.lasting else ModuleState.STARTING
-    return _KINDS[type(state)]
 
 
 class Fleet(Struct, frozen=True):
@@ -160,7 +30,7 @@ class Fleet(Struct, frozen=True):
 
 def graph_of(modules: Iterable[Module]) -> Graph:
     """Of the modules whose manifest is valid."""
-    relations = {module.id: _relations(module) for module in modules if module.definition is not None}
+    relations = {module.id: module.relations for module in modules if module.definition is not None}
     return Graph(
         {module_id: requires for module_id, (requires, _) in relations.items()},
         {module_id: after for module_id, (_, after) in relations.items()},
@@ -172,98 +42,6 @@ def circle_with(fleet: Fleet, module: Module, definition: Definition) -> tuple[s
     fresh = replace(module, definition=definition, upgrade=None)
     circles = cycles(graph_of({**fleet.modules, module.id: fresh}.values()))
     return circles[0] if circles else None
-
-
-def _relations(module: Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Whom it requires and whom it follows; during an upgrade, in either generation."""
-    if module.definition is None:
-        return (), ()
-    now = module.definition.manifest
-    if module.upgrade is None:
-        return now.requires, now.after
-    soon = module.upgrade.definition.manifest
-    return (
-        tuple(dict.fromkeys((*now.requires, *soon.requires))),
-        tuple(dict.fromkeys((*now.after, *soon.after))),
-    )
-
-
-# Events of the fleet
-
-
-class Put(Struct, frozen=True):
-    """A module was loaded, changed or, None, is to be dropped."""
-
-    module_id: str
-    module: Module | None
-
-
-class Load(Struct, frozen=True):
-    """These modules are new, all at once: the relations between them are worked out once."""
-
-    modules: tuple[Module, ...]
-
-
-class Want(Struct, frozen=True):
-    """These modules are to run, or not to: together, so that none is stopped before its dependents."""
-
-    module_ids: tuple[str, ...]
-    started: bool
-
-
-class Renewal(Struct, frozen=True):
-    """Every replica is stopped and started again; with a definition, as a new generation, if it is to run.
-
-    Beside: the new generation is started first, and the old one stopped when all of the new one is ready.
-    """
-
-    module_id: str
-    definition: Definition | None = None
-    beside: bool = False
-    index: int | None = None  # of the one replica that is meant; only without a definition
-
-
-class Roll(Struct, frozen=True):
-    """A new generation, replica by replica. At the first failure all go back to `former`: the definition in
-    force, with its code where nobody changes it.
-    """
-
-    module_id: str
-    definition: Definition
-    former: Definition
-
-
-class Scale(Struct, frozen=True):
-    module_id: str
-    count: int
-
-
-class News(Struct, frozen=True):
-    """Something happened to one replica."""
-
-    module_id: str
-    key: tuple[int, int]
-    event: lifecycle.Event
-
-
-FleetEvent = Put | Load | Want | Renewal | Roll | Scale | News
-
-
-class Order(NamedTuple):
-    """What is to be done to a replica's process."""
-
-    replica: Replica
-    action: lifecycle.Action
-
-    @property
-    def module_id(self) -> str:
-        return self.replica.module_id
-
-
-class GiveUp(NamedTuple):
-    """A replica of this module has failed for good."""
-
-    module_id: str
 
 
 class Change(NamedTuple):
@@ -345,17 +123,17 @@ class _Turn:
             self._store(replace(module, wanted=started, asked=True))
         for module in modules if started else ():
             for replica in module.current:
-                self._move(module.id, replica.key, lifecycle.Start())
+                self._move(module.id, replica.key, events.Start())
 
     def _renew(self, module: Module, index: int | None) -> None:
         self._store(replace(module, wanted=True, asked=True, upgrade=None, refused=None))
         for replica in self.modules[module.id].current:
             if index in (None, replica.index):
-                self._move(module.id, replica.key, lifecycle.Renew())
+                self._move(module.id, replica.key, events.Renew())
 
     def _replace(self, module: Module, definition: Definition) -> None:
         """The new generation is in force at once; if it is to run, `_fill` stops the old and makes the new one."""
-        fresh = _with_definition(module, definition, next_generation(module))
+        fresh = with_definition(module, definition, next_generation(module))
         self._put(module.id, replace(fresh, since=self._moment.now, refused=None))
 
     def _begin_upgrade(
@@ -382,21 +160,21 @@ class _Turn:
             refusal = Refusal(failed, self._moment.now, upgrade.rolling)
             self._store(replace(module, upgrade=None, refused=refusal, pending=upgrade.definition))
         elif upgrade.is_complete(module.replicas, module.count):
-            self._put(module_id, _with_definition(module, upgrade.definition, upgrade.generation))
+            self._put(module_id, with_definition(module, upgrade.definition, upgrade.generation))
 
     def _fill(self, module_id: str) -> None:
         """Every wanted index has a replica of each generation in force; what is beyond is stopped."""
         module = self.modules[module_id]
         if not module.wanted:
             return
-        wanted = _wanted_keys(module)
+        wanted = module.wanted_keys
         for key in sorted(wanted - {replica.key for replica in module.replicas}):
             fresh = Replica(module_id, key[0], key[1], self._moment.now)
-            self._store(_with(self.modules[module_id], fresh))
-            self._move(module_id, key, lifecycle.Start())
+            self._store(with_replica(self.modules[module_id], fresh))
+            self._move(module_id, key, events.Start())
         for replica in module.replicas:
             if replica.wanted is not (replica.key in wanted):
-                event = lifecycle.Stop() if replica.wanted else lifecycle.Start()
+                event = events.Stop() if replica.wanted else events.Start()
                 self._move(module_id, replica.key, event)
 
     def _stop_in_order(self, module_id: str) -> None:
@@ -409,17 +187,17 @@ class _Turn:
         too_early = any(other.is_active and not other.wanted for other in others)
         for replica in module.replicas:
             if replica.wanted and (replica.run is None or not too_early):
-                self._move(module_id, replica.key, lifecycle.Stop())
+                self._move(module_id, replica.key, events.Stop())
 
     def _admit(self, module_id: str) -> None:
         """A waiting replica starts when nothing stands in its way."""
         for replica in self.modules[module_id].replicas:
-            if not isinstance(replica.state, lifecycle.Waiting):
+            if not isinstance(replica.state, Waiting):
                 continue
             held = self._obstacle(self.modules[module_id], replica)
             if held is None:
                 run = self._fresh_run(module_id, replica.index, replica.generation)
-                self._move(module_id, replica.key, lifecycle.Admit(run))
+                self._move(module_id, replica.key, events.Admit(run))
             elif (replica.state.obstacle, replica.state.lasting) != (held.obstacle, held.lasting):
                 self._move(module_id, replica.key, held)
 
@@ -434,14 +212,14 @@ class _Turn:
         if len(kept) != len(module.replicas):
             self._store(replace(module, replicas=kept))
 
-    def _obstacle(self, module: Module, replica: Replica) -> lifecycle.Hold | None:
+    def _obstacle(self, module: Module, replica: Replica) -> events.Hold | None:
         beside = module.upgrade is not None and replica.generation == module.upgrade.generation
         # A later generation than the one in force comes of an upgrade that was called off: beside is meant.
         former = (
             r for r in module.replicas if r.index == replica.index and r.generation < replica.generation
         )
         if not beside and any(other.run is not None for other in former):
-            return lifecycle.Hold("waits for the former generation to end", False)
+            return events.Hold("waits for the former generation to end", False)
         manifest = module.definition_of(replica).manifest
         for required in manifest.requires:
             if (held := _requirement(required, self.modules.get(required))) is not None:
@@ -449,24 +227,24 @@ class _Turn:
         for earlier in manifest.after:
             other = self.modules.get(earlier)
             if other is not None and other.wanted and _is_on_its_way(other):
-                return lifecycle.Hold(f"waits for {earlier} to be started", False)
+                return events.Hold(f"waits for {earlier} to be started", False)
         return None
 
     # Changes
 
-    def _move(self, module_id: str, key: tuple[int, int], event: lifecycle.Event) -> None:
+    def _move(self, module_id: str, key: tuple[int, int], event: events.Event) -> None:
         module = self.modules[module_id]
         before = next((replica for replica in module.replicas if replica.key == key), None)
         if before is None or module.definition is None:
             return
         manifest = module.definition_of(before).manifest
         is_successor = module.upgrade is not None and before.generation == module.upgrade.generation
-        policy = lifecycle.policy_of(manifest, on_probation=is_successor)
+        policy = policy_of(manifest, on_probation=is_successor)
         after, actions = lifecycle.step(before, event, policy, self._moment)
         self.actions.extend(Order(after, action) for action in actions)
         if after is not before:
-            self._store(_with(module, after))
-        gave_up = isinstance(after.state, lifecycle.Failed) and not isinstance(before.state, lifecycle.Failed)
+            self._store(with_replica(module, after))
+        gave_up = isinstance(after.state, Failed) and not isinstance(before.state, Failed)
         if gave_up and after in self.modules[module_id].current:
             self.actions.append(GiveUp(module_id))
 
@@ -479,7 +257,7 @@ class _Turn:
         self._touch(module.id)
 
     def _relate(self, module_id: str, before: Module | None, after: Module | None) -> None:
-        if before and after and _relations(before) == _relations(after):
+        if before and after and before.relations == after.relations:
             return
         self._queue.extend(self.graph.neighbours(module_id))  # who was one may no longer have to wait
         self.graph = graph_of(self.modules.values())
@@ -490,52 +268,22 @@ class _Turn:
         self._queue.extend(self.graph.neighbours(module_id))
 
 
-def _with_definition(module: Module, definition: Definition, generation: int) -> Module:
-    """The module with a definition that was read from its folder just now: what was wrong there is past."""
-    fresh = replace(module, definition=definition, generation=generation, faults=(), gone=False)
-    return replace(fresh, count=count_with(module, definition), pending=None, upgrade=None)
-
-
-def count_with(module: Module, definition: Definition) -> int:
-    """How many replicas the module has under this definition: as many as it says, unless it was scaled."""
-    was_scaled = module.definition is not None and module.count != module.definition.manifest.replicas
-    return min(module.count, definition.manifest.max_replicas) if was_scaled else definition.manifest.replicas
-
-
-def next_generation(module: Module) -> int:
-    """Never one that a replica still has, such as that of an upgrade which was called off."""
-    return 1 + max([module.generation, *(replica.generation for replica in module.replicas)])
-
-
-def _wanted_keys(module: Module) -> set[tuple[int, int]]:
-    """Index and generation of each replica that is to run."""
-    if module.upgrade is not None:
-        return module.upgrade.wanted(module.generation, module.replicas, module.count)
-    return {(index, module.generation) for index in range(module.count)}
-
-
-def _with(module: Module, replica: Replica) -> Module:
-    """The module with this replica in place of the one with its key, or as a new one."""
-    others = tuple(other for other in module.replicas if other.key != replica.key)
-    return replace(module, replicas=tuple(sorted((*others, replica), key=lambda one: one.key)))
-
-
 def _is_on_its_way(module: Module) -> bool:
     """Starting for the first time: a module that has failed or backs off holds up nobody who only follows it."""
     return module.state is ModuleState.STARTING and not any(r.history.last_exit for r in module.current)
 
 
-def _requirement(required: str, module: Module | None) -> lifecycle.Hold | None:
+def _requirement(required: str, module: Module | None) -> events.Hold | None:
     if module is None:
-        return lifecycle.Hold(f"requires {required}, which is not there", True)
+        return events.Hold(f"requires {required}, which is not there", True)
     if module.state is ModuleState.STARTED:
         return None
     if module.state is ModuleState.INVALID:
-        return lifecycle.Hold(f"requires {required}, whose manifest has faults", True)
+        return events.Hold(f"requires {required}, whose manifest has faults", True)
     if module.state is ModuleState.FAILED:
-        return lifecycle.Hold(f"requires {required}, which has failed: {module.reason}", True)
+        return events.Hold(f"requires {required}, which has failed: {module.reason}", True)
     if not module.wanted:
-        return lifecycle.Hold(f"requires {required}, which is {module.state}", True)
+        return events.Hold(f"requires {required}, which is {module.state}", True)
     if module.state is ModuleState.STOPPED:
-        return lifecycle.Hold(f"requires {required}, which {module.reason}", True)
-    return lifecycle.Hold(f"waits for {required}, which is {module.state}", False)
+        return events.Hold(f"requires {required}, which {module.reason}", True)
+    return events.Hold(f"waits for {required}, which is {module.state}", False)

@@ -9,10 +9,9 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from nexusd.domain import lifecycle
 from nexusd.domain.checks import NO_CHECKS, Plan, Tally, complaint, described, plan_of
-from nexusd.domain.fleet import Module, ModuleState
-from nexusd.domain.lifecycle import Replica
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Replica, Started, Stopping
 
 MOST_UNHEALTHY = 0.2  # share of modules that may be unhealthy while the daemon still counts as ready
 
@@ -75,9 +74,9 @@ def _when_never_asked_for(module: Module) -> tuple[Health, tuple[str, ...]]:
 
 def health_of_replica(replica: Replica, plan: Plan) -> tuple[Health, str | None]:
     """As its checks see it; what is not started has a state to tell, and is unhealthy when it had to be stopped."""
-    if isinstance(replica.state, lifecycle.Stopping) and replica.state.failure is not None:
+    if isinstance(replica.state, Stopping) and replica.state.failure is not None:
         return Health.UNHEALTHY, replica.state.failure
-    if not isinstance(replica.state, lifecycle.Started):
+    if not isinstance(replica.state, Started):
         return Health.DEGRADED, replica.reason
     worst: tuple[Health, str | None] = (Health.HEALTHY, None)
     for purpose in plan.lasting:
@@ -97,7 +96,7 @@ def _is_unhealthy(replica: Replica, plan: Plan) -> bool:
 
 
 def _is_fit(replica: Replica, plan: Plan) -> bool:
-    return isinstance(replica.state, lifecycle.Started) and not _is_unhealthy(replica, plan)
+    return isinstance(replica.state, Started) and not _is_unhealthy(replica, plan)
 
 
 def _placed(replica: Replica, reason: str, module: Module) -> str:

@@ -16,295 +16,50 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from nexusd.domain import checks, restart
-from nexusd.domain.checks import NO_CHECKS, Plan, Purpose, Tallies, Tally
-from nexusd.domain.manifest_sections import Manifest, Restart
+from nexusd.domain.checks import Plan, Purpose, Tally
+from nexusd.domain.events import (
+    Action,
+    Admit,
+    Checked,
+    Event,
+    Exited,
+    Expired,
+    Forget,
+    Hold,
+    Kill,
+    NeverSpawned,
+    Pinged,
+    Ready,
+    Renew,
+    Running,
+    Said,
+    Spawn,
+    Spawned,
+    Start,
+    Stop,
+    Terminate,
+)
+from nexusd.domain.policy import Policy
+from nexusd.domain.replica import (
+    Alive,
+    Backoff,
+    Exit,
+    Failed,
+    History,
+    Replica,
+    Started,
+    Starting,
+    State,
+    Stopped,
+    Stopping,
+    Stuck,
+    Waiting,
+)
 
 # How the reasons begin for which a replica is stopped without having been asked to.
 TOO_SLOW = "not ready within"
 SILENT = "no WATCHDOG=1 within"
-PROBATION_S = 1.0  # how long a program must run before it counts as better than the one it is to replace
 KILL_TIMEOUT_S = 10.0  # from SIGKILL until a process counts as one that cannot be killed
-
-
-class Exit(Struct, frozen=True):
-    """How a process ended. `cause` is set when it never was the module's own code that ended."""
-
-    code: int | None = None
-    signal: int | None = None
-    cause: str | None = None
-
-    @property
-    def is_clean(self) -> bool:
-        return self.code == 0 and self.cause is None
-
-    @property
-    def signal_name(self) -> str | None:
-        if self.signal is None:
-            return None
-        try:
-            return signal.Signals(self.signal).name
-        except ValueError:  # the real-time signals between SIGRTMIN and SIGRTMAX have no names
-            return f"signal {self.signal}"
-
-    @property
-    def description(self) -> str:
-        if self.cause is not None:
-            return self.cause
-        if self.signal is not None:
-            return f"killed by {self.signal_name}"
-        return "status unknown" if self.code is None else f"exit status {self.code}"
-
-
-class Policy(Struct, frozen=True):
-    """What the manifest says of starting, stopping and restarting one replica."""
-
-    ready_when_running: bool
-    start_timeout_s: float
-    stop_timeout_s: float
-    stop_signal: int
-    watchdog_s: float | None
-    restart: Restart
-    checks: Plan = NO_CHECKS
-    probation_s: float | None = None
-
-
-def policy_of(manifest: Manifest, *, on_probation: bool = False) -> Policy:
-    """On probation: nothing but its running speaks for a program without READY=1 and without checks."""
-    plan = checks.plan_of(manifest)
-    says_nothing = manifest.run.ready == "started" and not plan.lasting
-    return Policy(
-        manifest.run.ready == "started",
-        manifest.start.timeout,
-        manifest.stop.timeout,
-        signal.Signals[manifest.stop.signal],
-        manifest.health.watchdog,
-        manifest.restart,
-        plan,
-        PROBATION_S if on_probation and says_nothing else None,
-    )
-
-
-# States. What belongs to a state stands in it; a state with a `run` has a process.
-
-
-class Stopped(Struct, frozen=True, tag="stopped"):
-    """Not running, and nothing will start it but a command."""
-
-
-class Waiting(Struct, frozen=True, tag="waiting"):
-    """To be started as soon as the fleet admits it."""
-
-    obstacle: str | None = None
-    lasting: bool = False  # whether waiting alone will not remove the obstacle
-
-
-class Starting(Struct, frozen=True, tag="starting"):
-    run: str
-    deadline: float
-    pid: int | None = None
-    announced: bool = False  # it said READY=1; a check has yet to pass
-
-
-class Started(Struct, frozen=True, tag="started"):
-    run: str
-    pid: int | None
-    deadline: float | None = None  # of the module's watchdog
-    probation: float | None = None  # monotonic seconds until which it has to run before it is trusted
-
-
-class Stopping(Struct, frozen=True, tag="stopping"):
-    run: str
-    pid: int | None
-    deadline: float
-    killed: bool = False
-    failure: str | None = None  # why it had to go, when nobody asked for it
-
-
-class Stuck(Struct, frozen=True, tag="stuck"):
-    """SIGKILLed and still there: the kernel holds it in an uninterruptible call."""
-
-    run: str
-    pid: int | None
-    failure: str | None = None
-
-
-class Backoff(Struct, frozen=True, tag="backoff"):
-    deadline: float
-
-
-class Failed(Struct, frozen=True, tag="failed"):
-    """Given up on, until an operator or healing acts."""
-
-
-State = Stopped | Waiting | Starting | Started | Stopping | Stuck | Backoff | Failed
-Alive = Starting | Started | Stopping | Stuck
-
-
-# Events
-
-
-class Start(Struct, frozen=True):
-    """It is wanted. Clears what failed attempts it has behind it."""
-
-
-class Stop(Struct, frozen=True):
-    """It is no longer wanted."""
-
-
-class Renew(Struct, frozen=True):
-    """Stop it and start it again; what does not run is just started."""
-
-
-class Hold(Struct, frozen=True):
-    """The fleet does not admit it yet, and says why."""
-
-    obstacle: str
-    lasting: bool
-
-
-class Admit(Struct, frozen=True):
-    run: str
-
-
-class Spawned(Struct, frozen=True):
-    run: str
-    pid: int
-    running: bool = False  # whether the module's own code has been reached, too
-
-
-class Running(Struct, frozen=True):
-    """The module's own code has been reached."""
-
-    run: str
-
-
-class Ready(Struct, frozen=True):
-    run: str
-
-
-class Pinged(Struct, frozen=True):
-    """WATCHDOG=1"""
-
-    run: str
-
-
-class Said(Struct, frozen=True):
-    """STATUS=, for people."""
-
-    run: str
-    text: str
-
-
-class Checked(Struct, frozen=True):
-    """A health check has come to its end."""
-
-    run: str
-    purpose: Purpose
-    said: checks.Said
-
-
-class NeverSpawned(Struct, frozen=True):
-    """The wish to spawn it was lost with nexusd or the keeper."""
-
-    run: str
-
-
-class Exited(Struct, frozen=True):
-    run: str
-    exit: Exit
-
-
-class Expired(Struct, frozen=True):
-    """The deadline of the present state has passed."""
-
-
-Event = (
-    Start
-    | Stop
-    | Renew
-    | Hold
-    | Admit
-    | Spawned
-    | Running
-    | Ready
-    | Pinged
-    | Said
-    | Checked
-    | NeverSpawned
-    | Exited
-    | Expired
-)
-
-
-# Actions
-
-
-class Spawn(Struct, frozen=True):
-    run: str
-
-
-class Terminate(Struct, frozen=True):
-    run: str
-    signal: int
-
-
-class Kill(Struct, frozen=True):
-    run: str
-
-
-class Forget(Struct, frozen=True):
-    run: str
-
-
-Action = Spawn | Terminate | Kill | Forget
-
-
-class History(Struct, frozen=True):
-    """What a replica has behind it."""
-
-    restarts: int = 0  # by itself, ever
-    in_a_row: int = 0  # since it last ran long enough, or was started by hand
-    times: tuple[float, ...] = ()  # of the restarts that count against the intensity
-    last_exit: Exit | None = None
-    last_exit_at: float | None = None
-
-
-class Replica(Struct, frozen=True):
-    module_id: str
-    index: int
-    generation: int
-    since: float  # monotonic seconds at which the state was entered
-    wanted: bool = False
-    state: State = Stopped()
-    history: History = History()
-    reason: str | None = None
-    status_text: str | None = None
-    checks: Tallies = {}  # of the present run
-
-    @property
-    def name(self) -> str:
-        return f"{self.module_id}#{self.index}"
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return self.index, self.generation
-
-    @property
-    def run(self) -> str | None:
-        return self.state.run if isinstance(self.state, Alive) else None
-
-    @property
-    def pid(self) -> int | None:
-        return self.state.pid if isinstance(self.state, Alive) else None
-
-    @property
-    def deadline(self) -> float | None:
-        ends = (getattr(self.state, "deadline", None), getattr(self.state, "probation", None))
-        return min((end for end in ends if end is not None), default=None)
-
-    @property
-    def state_name(self) -> str:
-        return str(self.state.__struct_config__.tag)
 
 
 class Moment(Struct, frozen=True):

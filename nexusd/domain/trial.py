@@ -8,11 +8,10 @@ from enum import StrEnum
 from msgspec import Struct
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle
 from nexusd.domain.chaos import Experiment, Kind, Steadiness, Target, View, steadiness
-from nexusd.domain.fleet import Module, ModuleState
 from nexusd.domain.health import Health
-from nexusd.domain.lifecycle import Replica
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Backoff, Failed, Replica, Started, Stopped, Stopping
 
 RECOVERY_S = 30.0  # from the rollback until the module must be in its steady state again
 CALM_S = 1.0  # how long it has to be steady in the end: what crashes again at once has not recovered
@@ -171,7 +170,7 @@ def replica_at(module: Module | None, index: int) -> Replica | None:
 def _noticed(target: Target, replica: Replica, view: View) -> str | None:
     """What nexusd itself noticed: the replica left Started, or the health turned while all were started."""
     state = replica.state
-    if replica.run == target.run and isinstance(state, lifecycle.Started):
+    if replica.run == target.run and isinstance(state, Started):
         assert view.module is not None
         turned = view.module.state is ModuleState.STARTED and view.health is not Health.HEALTHY
         return f"{view.health}: {'; '.join(view.reasons)}" if turned else None
@@ -181,13 +180,13 @@ def _noticed(target: Target, replica: Replica, view: View) -> str | None:
 def _is_back(target: Target, replica: Replica, trial: Trial, view: View) -> bool:
     """Started as another run, or, resumed, as the same."""
     resumed = trial.is_thawing and target.run not in view.stopped
-    return isinstance(replica.state, lifecycle.Started) and (replica.run != target.run or resumed)
+    return isinstance(replica.state, Started) and (replica.run != target.run or resumed)
 
 
 def _gave_up(module: Module | None) -> str | None:
     """Why nothing will start it again but a command."""
     for replica in module.current if module is not None and module.wanted else ():
-        if isinstance(replica.state, lifecycle.Failed | lifecycle.Stopped):
+        if isinstance(replica.state, Failed | Stopped):
             return f"{replica.name}: {replica.reason or replica.state_name}"
     return None
 
@@ -202,7 +201,7 @@ def _interference(trial: Trial, module: Module | None) -> str | None:
         return "the module is being reloaded"
     runs = {target.run for target in trial.targets}
     for replica in module.replicas:
-        asked = isinstance(replica.state, lifecycle.Stopping) and replica.state.failure is None
+        asked = isinstance(replica.state, Stopping) and replica.state.failure is None
         if replica.run in runs and asked:
             return f"{replica.name} was stopped or restarted meanwhile"
     return None
@@ -210,6 +209,6 @@ def _interference(trial: Trial, module: Module | None) -> str | None:
 
 def needs_start(module: Module | None) -> bool:
     """Whether the rollback has to start it again: it has given up, or waits after failures."""
-    resting = (lifecycle.Failed, lifecycle.Stopped, lifecycle.Backoff)
+    resting = (Failed, Stopped, Backoff)
     current = module.current if module is not None and module.wanted else ()
     return any(isinstance(replica.state, resting) for replica in current)

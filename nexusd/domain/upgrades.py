@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from nexusd.domain import checks, lifecycle
+from nexusd.domain import checks
 from nexusd.domain.checks import Plan, Tally
-from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import Definition
+from nexusd.domain.replica import Replica, Started, Stopping, Stuck, Waiting
 
 Key = tuple[int, int]  # index, generation
 
@@ -73,14 +73,14 @@ class Upgrade(Struct, frozen=True):
 
 
 def is_ready(replica: Replica) -> bool:
-    return isinstance(replica.state, lifecycle.Started)
+    return isinstance(replica.state, Started)
 
 
 def reason_of(replica: Replica) -> str | None:
     match replica.state:
-        case lifecycle.Waiting(obstacle=str(obstacle)):
+        case Waiting(obstacle=str(obstacle)):
             return obstacle
-        case lifecycle.Stopping(failure=str(failure)):
+        case Stopping(failure=str(failure)):
             return failure
     return replica.reason
 
@@ -88,9 +88,9 @@ def reason_of(replica: Replica) -> str | None:
 def _has_failed(replica: Replica, plan: Plan) -> bool:
     """Whether it did not get ready at its first try, or was and is no more, or is unhealthy, or never can be."""
     match replica.state:
-        case lifecycle.Waiting(lasting=True) | lifecycle.Stopping(failure=str()):
+        case Waiting(lasting=True) | Stopping(failure=str()):
             return True
-        case lifecycle.Started() if any(tally.verdict == "unhealthy" for tally in _lasting(replica, plan)):
+        case Started() if any(tally.verdict == "unhealthy" for tally in _lasting(replica, plan)):
             return True
     return replica.history.last_exit is not None
 
@@ -108,4 +108,4 @@ def _lasting(replica: Replica, plan: Plan) -> Iterable[Tally]:
 
 def _goes_on(replica: Replica) -> bool:
     """Whether it has a process that will end: one that the kernel holds is not waited for."""
-    return replica.run is not None and not isinstance(replica.state, lifecycle.Stuck)
+    return replica.run is not None and not isinstance(replica.state, Stuck)

@@ -5,7 +5,7 @@ Told of the replicas that run, as the kernel has them; of a module without any, 
 
 from typing import Any
 
-from nexusd.domain.fleet import Module
+from nexusd.domain.module import Module
 from nexusd.ports import Containment
 
 _BY_RLIMITS = ("memory", "files")  # of each process, not of all together

@@ -12,7 +12,8 @@ from msgspec import Meta, Struct
 from nexusd.domain import health, runs, settings
 from nexusd.domain.access import effective_permissions
 from nexusd.domain.errors import Busy, InvalidParams
-from nexusd.domain.fleet import Fleet, Module
+from nexusd.domain.fleet import Fleet
+from nexusd.domain.module import Module
 from nexusd.operations import Operations, config_key
 from nexusd.ports import CheckResults, Containment, Daemon, EventSource, LogReader, Outputs
 from nexusd.reach import Patience

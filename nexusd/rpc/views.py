@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nexusd.domain import health, lifecycle, settings
+from nexusd.domain import health, settings
 from nexusd.domain.checks import Plan, Purpose, Tally, described, plan_of
-from nexusd.domain.fleet import Fleet, Module
+from nexusd.domain.fleet import Fleet
 from nexusd.domain.graph import Graph
-from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import ConfigKey
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Backoff, Replica, Started
 from nexusd.domain.units import unit_number
 from nexusd.outcomes import exit_shown
 from nexusd.ports import Containment, Seen
@@ -126,17 +127,17 @@ def setting(key: ConfigKey, value: Any, configured: bool) -> dict[str, Any]:
 
 
 def _module_uptime(module: Module) -> float | None:
-    since = [replica.since for replica in module.current if isinstance(replica.state, lifecycle.Started)]
+    since = [replica.since for replica in module.current if isinstance(replica.state, Started)]
     return round(time.monotonic() - min(since), 3) if since else None
 
 
 def _instance(replica: Replica, log: str) -> dict[str, Any]:
     history, now = replica.history, time.monotonic()
-    started = isinstance(replica.state, lifecycle.Started)
+    started = isinstance(replica.state, Started)
     exit = exit_shown(history.last_exit)
     if exit is not None and history.last_exit_at is not None:
         exit["at"] = epoch(history.last_exit_at)
-    waits = isinstance(replica.state, lifecycle.Backoff) and replica.deadline is not None
+    waits = isinstance(replica.state, Backoff) and replica.deadline is not None
     return {
         "name": replica.name,
         "index": replica.index,

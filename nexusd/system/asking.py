@@ -12,9 +12,9 @@ from typing import Any
 from nexusd.domain.addresses import parse_host_port
 from nexusd.domain.checks import Said
 from nexusd.domain.errors import NexusError
-from nexusd.domain.fleet import Module
-from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest_sections import Check
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Replica
 from nexusd.ports import Control, Programs
 from nexusd.system.http_check import NoAnswer, phrase, status_of
 from nexusd.system.processes import exit_of, refused

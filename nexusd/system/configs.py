@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nexusd.domain.errors import NotPossible
-from nexusd.domain.fleet import Module, next_generation
-from nexusd.domain.lifecycle import Replica
 from nexusd.domain.manifest import Definition
+from nexusd.domain.module import Module, next_generation
+from nexusd.domain.replica import Replica
 from nexusd.domain.settings import effective
 from nexusd.system.users import uid_of
 

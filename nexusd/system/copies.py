@@ -14,8 +14,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from nexusd.domain.fleet import Module
 from nexusd.domain.manifest import Definition
+from nexusd.domain.module import Module
 from nexusd.system.manifests import MANIFEST, code_files, read_module
 
 log = logging.getLogger("nexusd.copies")

@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from nexusd.domain.errors import NexusError
-from nexusd.domain.fleet import Fleet, Module
+from nexusd.domain.fleet import Fleet
 from nexusd.domain.health import health_of
-from nexusd.domain.lifecycle import Replica, Stopping
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Replica, Stopping
 
 KEPT = 2000
 SAVE_S = 0.25  # history may lose this much when nexusd is killed; what is wanted may not, and is stored apart

@@ -13,9 +13,10 @@ from prometheus_client import ProcessCollector
 
 from nexusd.domain import health
 from nexusd.domain.counts import Spread
-from nexusd.domain.fleet import Fleet, Module, ModuleState
+from nexusd.domain.fleet import Fleet
 from nexusd.domain.health import Health
-from nexusd.domain.lifecycle import Replica, Started, State
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Replica, Started, State
 from nexusd.system.families import FAMILIES
 from nexusd.system.figures import Figures
 from nexusd.system.metrics_text import Page, escaped, labels_text, line, spread_lines

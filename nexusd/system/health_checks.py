@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from nexusd.domain.checks import NO_CHECKS, Plan, Purpose, Said, Tally, plan_of
-from nexusd.domain.fleet import Fleet, FleetEvent, Module, News
-from nexusd.domain.lifecycle import Checked, Replica, Starting, purposes
+from nexusd.domain.events import Checked, FleetEvent, News
+from nexusd.domain.fleet import Fleet
+from nexusd.domain.lifecycle import purposes
 from nexusd.domain.manifest_sections import Check
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Replica, Starting
 from nexusd.domain.settings import without_secrets
 from nexusd.ports import Seen
 from nexusd.system.asking import Asking

@@ -12,10 +12,13 @@ from typing import Any
 
 import msgspec
 
-from nexusd.domain import lifecycle, runs, settings
-from nexusd.domain.fleet import Fleet, FleetEvent, Module, News
-from nexusd.domain.lifecycle import Exit, Replica
+from nexusd.domain import events, runs, settings
+from nexusd.domain.events import FleetEvent, News
+from nexusd.domain.fleet import Fleet
 from nexusd.domain.manifest import DEFINITIONS, Definition
+from nexusd.domain.module import Module
+from nexusd.domain.policy import policy_of
+from nexusd.domain.replica import Exit, Replica, Stopping, Stuck
 from nexusd.ports import Processes
 from nexusd.system.processes import DEFINITION_NOTE, Note, exit_of
 
@@ -142,10 +145,10 @@ class KeeperNews:
     def _ask_again(self, module: Module, replica: Replica) -> None:
         """The wish to end it may have been lost with the former keeper."""
         match replica.state:
-            case lifecycle.Stopping(run=run, killed=True) | lifecycle.Stuck(run=run):
+            case Stopping(run=run, killed=True) | Stuck(run=run):
                 self._processes.kill(run)
-            case lifecycle.Stopping(run=run):
-                policy = lifecycle.policy_of(module.definition_of(replica).manifest)
+            case Stopping(run=run):
+                policy = policy_of(module.definition_of(replica).manifest)
                 self._processes.terminate(run, policy.stop_signal)
 
     def _dismiss(self, run: str, row: Message) -> None:
@@ -185,29 +188,29 @@ class KeeperNews:
         return key.module_id, (key.index, key.generation)
 
 
-def _events(message: Message) -> Iterator[lifecycle.Event]:
+def _events(message: Message) -> Iterator[events.Event]:
     run = message["run"]
     match message["say"]:
         case "spawned":
-            yield lifecycle.Spawned(run, message["entry"]["pid"], message["running"])
+            yield events.Spawned(run, message["entry"]["pid"], message["running"])
         case "running":
-            yield lifecycle.Running(run)
+            yield events.Running(run)
         case "notify":
             yield from _notified(run, message["notices"])
         case "exited":
-            yield lifecycle.Exited(run, exit_of(message["status"], message["refusal"]))
+            yield events.Exited(run, exit_of(message["status"], message["refusal"]))
         case "refused":
-            yield lifecycle.Exited(run, exit_of(None, message["refusal"]))
+            yield events.Exited(run, exit_of(None, message["refusal"]))
 
 
-def _notified(run: str, notices: dict[str, str]) -> Iterator[lifecycle.Event]:
+def _notified(run: str, notices: dict[str, str]) -> Iterator[events.Event]:
     """sd_notify(3): the variables that concern a replica's life."""
     if "STATUS" in notices:
-        yield lifecycle.Said(run, _line(notices["STATUS"]))
+        yield events.Said(run, _line(notices["STATUS"]))
     if notices.get("READY") == "1":
-        yield lifecycle.Ready(run)
+        yield events.Ready(run)
     if notices.get("WATCHDOG") == "1":
-        yield lifecycle.Pinged(run)
+        yield events.Pinged(run)
 
 
 def _line(text: str) -> str:
@@ -215,14 +218,14 @@ def _line(text: str) -> str:
     return text if len(text) <= LONGEST_STATUS else f"{text[: LONGEST_STATUS - 1]}…"
 
 
-def _facts(replica: Replica, row: Message | None) -> Iterator[lifecycle.Event]:
+def _facts(replica: Replica, row: Message | None) -> Iterator[events.Event]:
     """What must have happened to a run, seen from its row in the table."""
     run = replica.run
     assert run is not None
     if row is None:
-        yield lifecycle.NeverSpawned(run) if replica.pid is None else lifecycle.Exited(run, Exit())
+        yield events.NeverSpawned(run) if replica.pid is None else events.Exited(run, Exit())
         return
-    yield lifecycle.Spawned(run, row["entry"]["pid"], row["running"])
+    yield events.Spawned(run, row["entry"]["pid"], row["running"])
     yield from _notified(run, row["notices"])
     if row["ended"] is not None:
-        yield lifecycle.Exited(run, exit_of(row["ended"]["status"], row["refusal"]))
+        yield events.Exited(run, exit_of(row["ended"]["status"], row["refusal"]))

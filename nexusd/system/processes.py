@@ -15,9 +15,9 @@ import msgspec
 from nexusd.domain import runs
 from nexusd.domain.addresses import parse_listen
 from nexusd.domain.decoding import prepare
-from nexusd.domain.fleet import Module
-from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition, Manifest
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Exit, Replica
 from nexusd.domain.units import unit_number
 from nexusd.ports import Configs, Copies, Logs
 from nexusd.system.containment import Containment

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from nexusd.domain import health
-from nexusd.domain.fleet import Fleet, Module
-from nexusd.domain.lifecycle import Replica, Started
+from nexusd.domain.fleet import Fleet
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Replica, Started
 from nexusd.system.exposition import Facts, ModuleWriter, write_daemon
 from nexusd.system.figures import Sources
 from nexusd.system.metrics_text import Format, Page, chosen

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from nexusd.domain.checks import Said
 from nexusd.domain.errors import NotPossible, TimedOut
-from nexusd.domain.fleet import Module
-from nexusd.domain.lifecycle import Replica, Started
 from nexusd.domain.manifest_sections import Check
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Replica, Started
 from nexusd.system import http_check
 from nexusd.system.asking import Asking
 from nexusd.system.http_check import BODY_BYTES, HEAD_BYTES

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from nexusd.domain.errors import NotPossible
-from nexusd.domain.fleet import Module
+from nexusd.domain.module import Module
 from nexusd.system.configs import ConfigFiles
 from tests.fakes import definition
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from nexusd.domain.fleet import Module
 from nexusd.domain.manifest import Definition
+from nexusd.domain.module import Module
 from nexusd.system import copies as code_copies
 from nexusd.system.copies import CodeCopies
 from nexusd.system.manifests import read_module

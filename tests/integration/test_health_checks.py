@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle
+from nexusd.domain import events
 from nexusd.domain.checks import Purpose, Said, Tally
-from nexusd.domain.fleet import Fleet, FleetEvent, Module, News, Put, Want
-from nexusd.domain.lifecycle import Replica
+from nexusd.domain.events import FleetEvent, News, Put, Want
+from nexusd.domain.fleet import Fleet
 from nexusd.domain.manifest_sections import Check
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Exit, Replica, Started, Stopping
 from nexusd.system import health_checks
 from nexusd.system.health_checks import HealthChecks
 from tests.fakes import Rehearsal, module
@@ -85,8 +87,8 @@ class Stage:
         for module_id in module_ids:
             for index in range(count):
                 run = self.fleet.replica(module_id, index).run or ""
-                self.tell(lifecycle.Spawned(run, 1), module_id, index)
-                self.tell(lifecycle.Ready(run), module_id, index)
+                self.tell(events.Spawned(run, 1), module_id, index)
+                self.tell(events.Ready(run), module_id, index)
 
     def tell(self, event: Any, module_id: str = ECHO, index: int = 0) -> None:
         key = self.fleet.replica(module_id, index).key
@@ -227,9 +229,9 @@ def test_failing_liveness_ends_the_watch_from_within_its_own_round_and_the_next_
         stage.asking.said = BAD
         stage.run(ECHO)
         first = stage.fleet.replica(ECHO).run or ""
-        await stage.asking.until(lambda: isinstance(stage.fleet.replica(ECHO).state, lifecycle.Stopping))
+        await stage.asking.until(lambda: isinstance(stage.fleet.replica(ECHO).state, Stopping))
         assert stage.checks._watches == {}
-        stage.tell(lifecycle.Exited(first, lifecycle.Exit(code=0)))
+        stage.tell(events.Exited(first, Exit(code=0)))
         stage.asking.said = GOOD
         stage.run(ECHO)
         await stage.asking.until(lambda: stage.tally(Purpose.LIVENESS).verdict == "healthy")
@@ -247,7 +249,7 @@ def test_what_a_former_nexusd_has_checked_is_asked_at_any_time_of_its_interval_a
         stage = Stage()
         for number in range(200):
             one = checked(f"a/m{number}", interval=1000.0)
-            state = lifecycle.Started(f"a/m{number}#0@1~x", 1)
+            state = Started(f"a/m{number}#0@1~x", 1)
             known = {Purpose.READINESS: Tally("healthy")}
             there = Replica(one.id, 0, 1, 0.0, wanted=True, state=state, checks=known)
             stage.handle(Put(one.id, replace(one, wanted=True, asked=True, replicas=(there,))))
@@ -267,9 +269,9 @@ def test_a_replica_that_gets_ready_by_its_check_is_asked_more_often_than_its_int
         stage = Stage(checked(interval=1000.0, run={"exec": ["./run"], "ready": "health"}))
         stage.asking.said = BAD
         stage.handle(Want((ECHO,), True))
-        stage.tell(lifecycle.Spawned(stage.fleet.replica(ECHO).run or "", 1))
+        stage.tell(events.Spawned(stage.fleet.replica(ECHO).run or "", 1))
         await stage.asking.until(lambda: stage.asking.asked[f"{ECHO}#0"] >= 3)
         stage.asking.said = GOOD
-        await stage.asking.until(lambda: isinstance(stage.fleet.replica(ECHO).state, lifecycle.Started))
+        await stage.asking.until(lambda: isinstance(stage.fleet.replica(ECHO).state, Started))
 
     story(work)

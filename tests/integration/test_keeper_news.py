@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nexusd.domain.fleet import FleetEvent, News
-from nexusd.domain.lifecycle import Exit, Exited, NeverSpawned, Pinged, Ready, Running, Said, Spawned, Started
+from nexusd.domain.events import Exited, FleetEvent, NeverSpawned, News, Pinged, Ready, Running, Said, Spawned
+from nexusd.domain.replica import Exit, Started
 from nexusd.system import keeper_news
 from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.processes import ReplicaProcesses

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from nexusd.domain.fleet import Module
-from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition, parse_manifest
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Exit, Replica
 from nexusd.system.configs import ConfigFiles
 from nexusd.system.containment import Containment
 from nexusd.system.copies import CodeCopies

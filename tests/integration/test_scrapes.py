@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nexusd.domain import lifecycle
+from nexusd.domain import events
 from nexusd.system.figures import Figures, Sources
 from nexusd.system.module_questions import Answer
 from nexusd.system.scrapes import Scrapes
@@ -40,7 +40,7 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.fleet = Rehearsal(module(ONE))
         self.fleet.want(ONE)
-        self.fleet.news(ONE, lifecycle.Ready)
+        self.fleet.news(ONE, events.Ready)
         self.keeper = FakeKeeper()
         control = folder / "control"
         self.listener = socket.socket(socket.AF_UNIX)

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from nexusd.domain import checks, health, lifecycle
+from nexusd.domain import checks, events, health
 from nexusd.domain.checks import NO_CHECKS, Plan, Purpose, Said, Tally, counted, plan_of
-from nexusd.domain.fleet import Module, Renewal
-from nexusd.domain.lifecycle import Started, Starting, Stopping, purposes
+from nexusd.domain.events import Renewal
+from nexusd.domain.lifecycle import purposes
 from nexusd.domain.manifest_sections import Check
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Replica, Started, Starting, Stopping
 from tests.fakes import CLEAN, Rehearsal, definition, module
 
 CONTROL = {"control": True}
@@ -164,12 +166,12 @@ class Checked(Rehearsal):
         super().__init__(module(ECHO, run=run, replicas=replicas, **raw))
         self.want(ECHO)
         for index in range(replicas):
-            self.news(ECHO, lifecycle.Spawned, 4711, index=index)
+            self.news(ECHO, events.Spawned, 4711, index=index)
 
     def say(self, purpose: str, *said: Said, index: int = 0, generation: int | None = None) -> list[str]:
         lines = []
         for one in said:
-            kind = lifecycle.Checked
+            kind = events.Checked
             lines += self.news(ECHO, kind, Purpose(purpose), one, index=index, generation=generation)
         return lines
 
@@ -232,7 +234,7 @@ def test_a_startup_check_that_has_passed_is_asked_no_more():
 
 def test_a_module_that_counts_as_started_at_once_waits_for_its_startup_check():
     fleet = Checked("started", health={"startup": CONTROL})
-    fleet.news(ECHO, lifecycle.Running)
+    fleet.news(ECHO, events.Running)
     assert fleet.state(ECHO) == "starting"
     fleet.say("startup", GOOD)
     assert fleet.state(ECHO) == "started"
@@ -270,7 +272,7 @@ def test_liveness_that_fails_again_and_again_is_given_up_within_the_same_bounds_
     )
     lines = []
     for _ in range(3):
-        fleet.news(ECHO, lifecycle.Spawned, 4711)
+        fleet.news(ECHO, events.Spawned, 4711)
         fleet.ready(ECHO)
         fleet.say("liveness", BAD)
         lines += fleet.exits(ECHO, CLEAN)
@@ -354,7 +356,7 @@ def reloading(**health: Any) -> Checked:
     fleet.ready(ECHO)
     fresh = definition(ECHO, "new", health=health)
     assert fleet.apply(Renewal(ECHO, fresh, beside=True)) == [f"spawn {ECHO}#0"]
-    fleet.news(ECHO, lifecycle.Spawned, 4712, generation=2)
+    fleet.news(ECHO, events.Spawned, 4712, generation=2)
     return fleet
 
 
@@ -393,7 +395,7 @@ def test_a_new_generation_whose_liveness_fails_goes_as_well():
 
 def test_a_replica_that_has_to_go_because_it_hangs_is_unhealthy_until_it_has_gone():
     one = module(ECHO)
-    hung = lifecycle.Replica(ECHO, 0, 1, 0.0, wanted=True, state=Stopping("r", 1, 9.0, failure="it hangs"))
+    hung = Replica(ECHO, 0, 1, 0.0, wanted=True, state=Stopping("r", 1, 9.0, failure="it hangs"))
     told = replace(one, wanted=True, asked=True, replicas=(replace(hung, reason="it hangs"),))
     assert health.health_of(told) == ("unhealthy", ("stopping: it hangs",))
 

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from nexusd.chaos import Conductor
-from nexusd.domain import lifecycle, trial
+from nexusd.domain import events, trial
 from nexusd.domain.chaos import Experiment, experiment_of
 from nexusd.domain.errors import Busy, InvalidParams, NotPossible, TimedOut
-from nexusd.domain.fleet import News, Put, Want
-from nexusd.domain.lifecycle import Exit
+from nexusd.domain.events import News, Put, Want
+from nexusd.domain.replica import Exit
 from nexusd.experiments import KEPT, MOST_AT_ONCE
 from nexusd.ports import StoredExperiment
 from nexusd.supervisor import Supervisor
@@ -90,8 +90,8 @@ class House:
             one = module(module_id, **{"chaos": {"allow": True}, **manifest})
             self.supervisor.handle(Put(module_id, one))
             self.supervisor.handle(Want((module_id,), True))
-            self.tell(module_id, lifecycle.Spawned, 100 * number)
-            self.tell(module_id, lifecycle.Ready)
+            self.tell(module_id, events.Spawned, 100 * number)
+            self.tell(module_id, events.Ready)
         self.log.clear()
         self.time.time += 60
         if stored:
@@ -119,8 +119,8 @@ class House:
 
     def recovers(self, module_id: str = ONE) -> None:
         """And is well for as long as it takes to be believed."""
-        self.tell(module_id, lifecycle.Exited, KILLED)
-        self.tell(module_id, lifecycle.Ready)
+        self.tell(module_id, events.Exited, KILLED)
+        self.tell(module_id, events.Ready)
         self.pass_time(trial.CALM_S)
 
     def pass_time(self, seconds: float) -> None:
@@ -299,7 +299,7 @@ def test_one_module_has_one_experiment_at_a_time_and_all_have_a_bound() -> None:
             module_id = f"more/n{number}"
             house.supervisor.handle(Put(module_id, module(module_id, chaos={"allow": True})))
             house.supervisor.handle(Want((module_id,), True))
-            house.tell(module_id, lifecycle.Ready)
+            house.tell(module_id, events.Ready)
             await house.conductor.begin(asked("freeze", module_id), "alice")
         with pytest.raises(Busy, match=f"{MOST_AT_ONCE} experiments are under way"):
             await house.conductor.begin(asked("kill", TWO), "alice")
@@ -351,7 +351,7 @@ def test_a_nexusd_that_leaves_resumes_first_and_starts_nothing_again() -> None:
     async def told(house: House) -> None:
         await house.conductor.begin(asked("freeze"), "alice")
         await house.conductor.begin(asked("kill", TWO), "alice")
-        house.tell(TWO, lifecycle.Exited, KILLED)
+        house.tell(TWO, events.Exited, KILLED)
         leaving = asyncio.ensure_future(house.conductor.leave())
         await asyncio.sleep(0)
         house.pass_time(0.1)

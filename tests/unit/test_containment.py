@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nexusd.domain.fleet import Module
+from nexusd.domain.module import Module
 from nexusd.rpc import containment
 from tests.fakes import Rehearsal, module
 

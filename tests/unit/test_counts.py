@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from nexusd.domain import lifecycle
+from nexusd.domain import events
 from nexusd.domain.counts import Count, Pinged, Ready, Restarted, counted, empty
-from nexusd.domain.fleet import FleetEvent, Renewal
-from nexusd.domain.lifecycle import Exit
+from nexusd.domain.events import FleetEvent, Renewal
+from nexusd.domain.replica import Exit
 from tests.fakes import CLEAN, CRASH, Rehearsal, module
 
 ONE = "vitals/one"
@@ -67,7 +67,7 @@ def test_a_start_that_takes_too_long_is_told_from_the_signal_that_ended_it() -> 
 def test_a_silent_watchdog_is_a_reason_of_its_own_and_a_ping_in_time_is_counted() -> None:
     fleet = Counting(health={"watchdog": "10s"}).run()
     fleet.pass_time(4)
-    fleet.news(ONE, lifecycle.Pinged)
+    fleet.news(ONE, events.Pinged)
     assert fleet.counts == [Pinged()]
     fleet.pass_time(10)
     fleet.exits(ONE, Exit(signal=6))
@@ -76,7 +76,7 @@ def test_a_silent_watchdog_is_a_reason_of_its_own_and_a_ping_in_time_is_counted(
 
 def test_a_ping_without_a_watchdog_counts_for_nothing() -> None:
     fleet = Counting().run()
-    fleet.news(ONE, lifecycle.Pinged)
+    fleet.news(ONE, events.Pinged)
     assert fleet.counts == []
 
 
@@ -103,7 +103,7 @@ def test_giving_up_is_no_restart() -> None:
 def test_a_start_that_was_lost_on_the_way_is_no_restart() -> None:
     fleet = Counting()
     fleet.want(ONE)
-    fleet.news(ONE, lifecycle.NeverSpawned)
+    fleet.news(ONE, events.NeverSpawned)
     assert fleet.counts == []
 
 

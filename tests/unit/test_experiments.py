@@ -13,9 +13,9 @@ from nexusd.domain import chaos, trial
 from nexusd.domain.chaos import Kind, View, experiment_of, share_of
 from nexusd.domain.chaos_report import MOST_EVENTS, interrupted, line, plan, report, verdict
 from nexusd.domain.errors import InvalidParams, NotPossible
-from nexusd.domain.fleet import Put, Renewal
+from nexusd.domain.events import Put, Renewal
 from nexusd.domain.health import Health, health_of
-from nexusd.domain.lifecycle import Exit
+from nexusd.domain.replica import Exit
 from nexusd.domain.trial import Phase, Trial
 from tests.fakes import CLEAN, Rehearsal, module
 

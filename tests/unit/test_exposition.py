@@ -11,8 +11,8 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.samples import Sample
 
-from nexusd.domain import lifecycle
-from nexusd.domain.fleet import Put, Renewal
+from nexusd.domain import events
+from nexusd.domain.events import Put, Renewal
 from nexusd.system import exposition
 from nexusd.system.exposition import Facts, ModuleWriter, write_daemon
 from nexusd.system.families import FAMILIES, tables
@@ -79,7 +79,7 @@ class House(Rehearsal):
         pid = os.getpid()
         self.want(ONE, TWO)
         for one in (ONE, TWO):
-            self.news(one, lifecycle.Spawned, pid)
+            self.news(one, events.Spawned, pid)
         self.pass_time(2)
         self.ready(ONE, TWO)
         self.exits(TWO)

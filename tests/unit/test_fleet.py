@@ -5,9 +5,21 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle
-from nexusd.domain.fleet import ModuleState, Put, Renewal, Scale, Want
+from nexusd.domain.events import Put, Renewal, Scale, Want
 from nexusd.domain.manifest import Fault
+from nexusd.domain.module import ModuleState
+from nexusd.domain.replica import (
+    Backoff,
+    Failed,
+    History,
+    Replica,
+    Started,
+    Starting,
+    Stopped,
+    Stopping,
+    Stuck,
+    Waiting,
+)
 from tests.fakes import CLEAN, CRASH, Rehearsal, definition, module
 
 BUS, ECHO, GREETER, LOG = "substrate/bus", "mesh/echo", "mesh/greeter", "vitals/log"
@@ -330,16 +342,16 @@ def test_scaled_to_none_a_module_counts_as_started():
 )
 def test_the_worst_replica_speaks_for_the_module(first, second, state):
     states = {
-        "started": lifecycle.Started("run 1", 1),
-        "starting": lifecycle.Starting("run 1", 9.0),
-        "stopping": lifecycle.Stopping("run 1", 1, 9.0),
-        "backoff": lifecycle.Backoff(9.0),
-        "failed": lifecycle.Failed(),
-        "stopped": lifecycle.Stopped(),
-        "stuck": lifecycle.Stuck("run 1", 1),
+        "started": Started("run 1", 1),
+        "starting": Starting("run 1", 9.0),
+        "stopping": Stopping("run 1", 1, 9.0),
+        "backoff": Backoff(9.0),
+        "failed": Failed(),
+        "stopped": Stopped(),
+        "stuck": Stuck("run 1", 1),
     }
     replicas = tuple(
-        lifecycle.Replica(ECHO, index, 1, 0.0, wanted=True, state=states[name])
+        Replica(ECHO, index, 1, 0.0, wanted=True, state=states[name])
         for index, name in enumerate((first, second))
     )
     assert replace(module(ECHO), wanted=True, count=2, replicas=replicas).state == state
@@ -373,7 +385,7 @@ def test_a_new_generation_of_what_failed_has_a_clean_slate():
     fleet.want(ECHO)
     given_up(fleet, ECHO)
     assert fleet.apply(Renewal(ECHO, definition(ECHO, "new"))) == [f"spawn {ECHO}#0"]
-    assert fleet.replica(ECHO).history == lifecycle.History()
+    assert fleet.replica(ECHO).history == History()
 
 
 def test_a_graceful_reload_starts_the_new_before_it_stops_the_old():
@@ -426,9 +438,7 @@ def test_a_new_generation_waits_for_what_its_own_manifest_requires():
     fleet.ready(ECHO)
     fleet.want(BUS)
     assert fleet.apply(Renewal(ECHO, definition(ECHO, "new", requires=[BUS]), beside=True)) == []
-    assert fleet.replica(ECHO, generation=2).state == lifecycle.Waiting(
-        f"waits for {BUS}, which is starting", False
-    )
+    assert fleet.replica(ECHO, generation=2).state == Waiting(f"waits for {BUS}, which is starting", False)
     assert fleet.ready(BUS) == [f"spawn {ECHO}#0"]
     assert fleet.ready(ECHO, generation=2) == [f"SIGTERM {ECHO}#0"]
     assert fleet.fleet.graph.required_by == {BUS: (ECHO,)}

@@ -3,19 +3,20 @@
 import pytest
 from msgspec.structs import replace
 
-from nexusd.domain import health, lifecycle
-from nexusd.domain.fleet import Module
+from nexusd.domain import health
 from nexusd.domain.health import Health, Statistics
 from nexusd.domain.manifest import Fault
+from nexusd.domain.module import Module
+from nexusd.domain.replica import Backoff, Failed, Replica, Started, Starting, State, Stopping, Stuck, Waiting
 from tests.fakes import module
 
-RUNNING = lifecycle.Started("run 1", 1)
-FAILED = lifecycle.Failed()
+RUNNING = Started("run 1", 1)
+FAILED = Failed()
 
 
-def with_replicas(*states: lifecycle.State, module_id: str = "vitals/one", **manifest: object) -> Module:
+def with_replicas(*states: State, module_id: str = "vitals/one", **manifest: object) -> Module:
     replicas = tuple(
-        lifecycle.Replica(module_id, index, 1, 0.0, wanted=True, state=state, reason="exit status 1")
+        Replica(module_id, index, 1, 0.0, wanted=True, state=state, reason="exit status 1")
         for index, state in enumerate(states)
     )
     one = module(module_id, **manifest)
@@ -32,15 +33,15 @@ INVALID = replace(
     [
         (with_replicas(RUNNING), ("healthy", ())),
         (with_replicas(), ("healthy", ())),
-        (with_replicas(lifecycle.Starting("run 1", 9.0)), ("degraded", ("starting: exit status 1",))),
-        (with_replicas(lifecycle.Waiting("waits for a/b")), ("degraded", ("starting: waits for a/b",))),
-        (with_replicas(lifecycle.Stopping("run 1", 1, 9.0)), ("degraded", ("stopping: exit status 1",))),
-        (with_replicas(lifecycle.Backoff(9.0)), ("unhealthy", ("backoff: exit status 1",))),
+        (with_replicas(Starting("run 1", 9.0)), ("degraded", ("starting: exit status 1",))),
+        (with_replicas(Waiting("waits for a/b")), ("degraded", ("starting: waits for a/b",))),
+        (with_replicas(Stopping("run 1", 1, 9.0)), ("degraded", ("stopping: exit status 1",))),
+        (with_replicas(Backoff(9.0)), ("unhealthy", ("backoff: exit status 1",))),
         (with_replicas(FAILED), ("unhealthy", ("failed: exit status 1",))),
-        (with_replicas(lifecycle.Stuck("run 1", 1)), ("unhealthy", ("failed: exit status 1",))),
-        (with_replicas(lifecycle.Waiting("requires a/b", True)), ("unhealthy", ("failed: requires a/b",))),
+        (with_replicas(Stuck("run 1", 1)), ("unhealthy", ("failed: exit status 1",))),
+        (with_replicas(Waiting("requires a/b", True)), ("unhealthy", ("failed: requires a/b",))),
         (with_replicas(RUNNING, FAILED), ("degraded", ("failed: exit status 1",))),
-        (with_replicas(RUNNING, lifecycle.Backoff(9.0)), ("degraded", ("backoff: exit status 1",))),
+        (with_replicas(RUNNING, Backoff(9.0)), ("degraded", ("backoff: exit status 1",))),
         (replace(module(), asked=True), ("degraded", ("stopped",))),
         (module(), ("healthy", ("loaded: nobody has asked it to run",))),
         (module(critical=True), ("degraded", ("loaded: it is critical, and nobody has started it",))),
@@ -71,7 +72,7 @@ def test_one_module_in_five_may_be_unhealthy(unhealthy, ready):
     assert told.reasons == (() if ready else (f"{unhealthy} of 10 modules are unhealthy",))
 
 
-@pytest.mark.parametrize("state", [FAILED, lifecycle.Starting("run 1", 9.0)])
+@pytest.mark.parametrize("state", [FAILED, Starting("run 1", 9.0)])
 def test_every_critical_module_has_to_be_healthy(state):
     fleet = [with_replicas(RUNNING)] * 9 + [with_replicas(state, module_id="vitals/heart", critical=True)]
     told = health.readiness(fleet)

@@ -7,44 +7,45 @@ from typing import Any, get_args
 import pytest
 from msgspec.structs import replace
 
-from nexusd.domain import checks, lifecycle
+from nexusd.domain import checks
 from nexusd.domain.checks import Purpose
-from nexusd.domain.lifecycle import (
-    TRANSITIONS,
+from nexusd.domain.events import (
     Action,
     Admit,
-    Backoff,
     Checked,
     Event,
-    Exit,
     Exited,
     Expired,
-    Failed,
     Forget,
     Hold,
     Kill,
-    Moment,
     NeverSpawned,
     Pinged,
     Ready,
     Renew,
-    Replica,
     Running,
     Said,
     Spawn,
     Spawned,
     Start,
+    Stop,
+    Terminate,
+)
+from nexusd.domain.lifecycle import TRANSITIONS, Moment, step
+from nexusd.domain.policy import policy_of
+from nexusd.domain.replica import (
+    Backoff,
+    Exit,
+    Failed,
+    History,
+    Replica,
     Started,
     Starting,
     State,
-    Stop,
     Stopped,
     Stopping,
     Stuck,
-    Terminate,
     Waiting,
-    policy_of,
-    step,
 )
 from tests.fakes import CLEAN, CRASH, definition
 
@@ -368,7 +369,7 @@ def test_a_start_by_hand_clears_what_is_behind():
 @pytest.mark.parametrize("state", EVERY_STATE, ids=lambda state: type(state).__name__)
 @pytest.mark.parametrize("event", [Start(), Renew()], ids=lambda event: type(event).__name__)
 def test_failed_attempts_are_forgotten_by_a_start_in_every_state(state, event):
-    history = lifecycle.History(restarts=4, in_a_row=4, times=(97.0, 98.0, 99.0), last_exit=CRASH)
+    history = History(restarts=4, in_a_row=4, times=(97.0, 98.0, 99.0), last_exit=CRASH)
     replica = Replica("vitals/one", 0, 1, 100.0, wanted=True, state=state, history=history)
     after, _ = step(replica, event, policy_of(definition().manifest), Moment(101.0))
     assert after.history == replace(history, in_a_row=0, times=())

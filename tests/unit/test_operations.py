@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nexusd.domain import lifecycle
+from nexusd.domain import events
 from nexusd.domain.errors import (
     BadValue,
     DependencyFailed,
@@ -15,8 +15,8 @@ from nexusd.domain.errors import (
     StartFailed,
     TimedOut,
 )
-from nexusd.domain.fleet import Put, Scale, Want
-from nexusd.domain.lifecycle import Exit
+from nexusd.domain.events import Put, Scale, Want
+from nexusd.domain.replica import Exit
 from tests.fakes import CLEAN, definition
 from tests.house import AT_ONCE, BUS, ECHO, FULL, GREETER, IMPATIENT, KEYS, PATIENT, House, outcome, refusal
 
@@ -102,7 +102,7 @@ def test_a_start_that_is_not_tried_again_says_nothing_of_it(house):
 
 def test_a_modules_own_last_words_are_the_reason(house):
     def fail() -> None:
-        house.tell(BUS, lifecycle.Said, "cannot bind port 80")
+        house.tell(BUS, events.Said, "cannot bind port 80")
         house.exits(BUS)
 
     house.put(BUS, restart={"policy": "never"})
@@ -295,13 +295,13 @@ def test_a_restart_whose_next_process_fails_says_so(house):
 def test_a_restart_takes_every_replica(house):
     house.is_running(BUS)
     house.supervisor.handle(Scale(BUS, 2))
-    house.tell(BUS, lifecycle.Ready, index=1)
+    house.tell(BUS, events.Ready, index=1)
     told = outcome(
         house.operations.restart(BUS, PATIENT),
         lambda: house.exits(BUS, CLEAN),
         lambda: house.ready(BUS),
         lambda: house.exits(BUS, CLEAN, index=1),
-        lambda: house.tell(BUS, lifecycle.Ready, index=1),
+        lambda: house.tell(BUS, events.Ready, index=1),
     )
     assert told["restarted"]
 
@@ -332,7 +332,7 @@ def test_a_graceful_reload_starts_the_new_before_it_ends_the_old(house):
     house.on_disk[BUS] = definition(BUS, "new")
     told = outcome(
         house.operations.reload(BUS, None, PATIENT),
-        lambda: house.tell(BUS, lifecycle.Ready, generation=2),
+        lambda: house.tell(BUS, events.Ready, generation=2),
         lambda: house.exits(BUS, CLEAN, generation=1),
     )
     assert (told["reloaded"], told["strategy"], told["generation"]) == (True, "graceful", 2)
@@ -459,7 +459,7 @@ def test_a_mistyped_key_names_its_near_match(house):
 def test_what_a_module_says_of_a_secret_value_is_not_repeated(house, said, kind, caplog):
     house.put(ECHO, config=KEYS, replicas=2)
     house.is_running(ECHO)
-    house.tell(ECHO, lifecycle.Ready, index=1)
+    house.tell(ECHO, events.Ready, index=1)
     house.control.refusals[f"{ECHO}#1", "hunter2"] = said
     house.control.refusals[f"{ECHO}#0", "none"] = BadValue("not 'none' again")
     error = refusal(kind, house.operations.configure(ECHO, "token", "hunter2"))
@@ -479,7 +479,7 @@ def test_a_secret_among_a_failed_module_s_last_words_is_masked(house):
 def test_what_one_replica_refuses_is_taken_back_from_those_already_told(house):
     house.put(ECHO, config=KEYS, replicas=2)
     house.is_running(ECHO)
-    house.tell(ECHO, lifecycle.Ready, index=1)
+    house.tell(ECHO, events.Ready, index=1)
     house.control.refusals[f"{ECHO}#1", 20] = BadValue("too fast for me")
     assert str(refusal(BadValue, house.operations.configure(ECHO, "rate", 20))) == "too fast for me"
     assert [told for told in house.control.asked if told[0] == f"{ECHO}#0"] == [
@@ -516,7 +516,7 @@ def test_a_value_that_wants_a_reload_gets_a_new_generation_of_the_same_definitio
     house.is_running(BUS, ECHO)
     before = house.module(ECHO).definition
     assert outcome(house.operations.configure(ECHO, "mode", "fast"))["applied"] == "reload"
-    house.tell(ECHO, lifecycle.Ready, generation=2)
+    house.tell(ECHO, events.Ready, generation=2)
     assert house.processes.log == [f"spawn {ECHO}#0", f"SIGTERM {ECHO}#0"]
     assert house.module(ECHO).definition == before
 

@@ -3,11 +3,12 @@
 import pytest
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle
+from nexusd.domain import events
 from nexusd.domain.checks import Purpose, Said
-from nexusd.domain.fleet import Renewal, Roll, Scale
-from nexusd.domain.lifecycle import Exit
+from nexusd.domain.events import Renewal, Roll, Scale
 from nexusd.domain.manifest import Definition
+from nexusd.domain.policy import PROBATION_S
+from nexusd.domain.replica import Exit, Started
 from tests.fakes import CLEAN, CRASH, Rehearsal, definition, module
 
 ECHO = "mesh/echo"
@@ -58,15 +59,15 @@ SILENT = definition(ECHO, "new", replicas=3, run={"exec": ["./run"]})
 def test_a_program_that_says_nothing_replaces_nobody_before_it_has_run_for_a_second():
     fleet = three()
     begin(fleet, SILENT)
-    assert fleet.news(ECHO, lifecycle.Running, generation=2) == []
-    assert fleet.pass_time(lifecycle.PROBATION_S) == [f"SIGTERM {ECHO}#0"]
+    assert fleet.news(ECHO, events.Running, generation=2) == []
+    assert fleet.pass_time(PROBATION_S) == [f"SIGTERM {ECHO}#0"]
 
 
 def test_a_program_that_ends_on_probation_ends_the_reload_and_the_old_ones_never_noticed():
     fleet = three()
     others = [fleet.replica(ECHO, index, 1) for index in range(3)]
     begin(fleet, SILENT)
-    fleet.news(ECHO, lifecycle.Running, generation=2)
+    fleet.news(ECHO, events.Running, generation=2)
     fleet.pass_time(0.5)
     fleet.exits(ECHO, CRASH, generation=2)
     assert fleet.module(ECHO).refused is not None
@@ -198,7 +199,7 @@ def test_one_replica_can_be_restarted_alone():
     fleet = three()
     assert fleet.apply(Renewal(ECHO, index=1)) == [f"SIGTERM {ECHO}#1"]
     assert fleet.exits(ECHO, CLEAN, index=1) == [f"forget {ECHO}#1", f"spawn {ECHO}#1"]
-    assert isinstance(fleet.replica(ECHO, 0).state, lifecycle.Started)
+    assert isinstance(fleet.replica(ECHO, 0).state, Started)
 
 
 def test_a_successor_that_is_ready_replaces_nobody_before_its_checks_have_passed():
@@ -207,7 +208,7 @@ def test_a_successor_that_is_ready_replaces_nobody_before_its_checks_have_passed
     begin(fleet, new)
     assert fleet.ready(ECHO, generation=2) == []
     healthy = (Purpose.READINESS, Said("healthy"))
-    assert fleet.news(ECHO, lifecycle.Checked, *healthy, generation=2) == [f"SIGTERM {ECHO}#0"]
+    assert fleet.news(ECHO, events.Checked, *healthy, generation=2) == [f"SIGTERM {ECHO}#0"]
 
 
 def test_a_successor_that_is_unhealthy_ends_the_reload():
@@ -217,7 +218,7 @@ def test_a_successor_that_is_unhealthy_ends_the_reload():
     fleet.ready(ECHO, generation=2)
     fleet.pass_time(60)  # early failures are no verdict yet
     for _ in range(3):
-        fleet.news(ECHO, lifecycle.Checked, Purpose.READINESS, Said("unhealthy", "tired"), generation=2)
+        fleet.news(ECHO, events.Checked, Purpose.READINESS, Said("unhealthy", "tired"), generation=2)
         if fleet.module(ECHO).upgrade is None:
             break
     refused = fleet.module(ECHO).refused

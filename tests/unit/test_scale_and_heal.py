@@ -6,9 +6,10 @@ import pytest
 from msgspec.structs import replace
 
 from nexusd import healing
-from nexusd.domain import lifecycle
+from nexusd.domain import events
 from nexusd.domain.errors import BadValue, DependencyFailed, NoSuchModule, NotPossible, StartFailed, TimedOut
-from nexusd.domain.fleet import ModuleState, Put, Scale, Want
+from nexusd.domain.events import Put, Scale, Want
+from nexusd.domain.module import ModuleState
 from tests.fakes import CLEAN, CRASH, definition
 from tests.house import AT_ONCE, BUS, ECHO, FULL, GREETER, IMPATIENT, PATIENT, House, outcome, refusal
 
@@ -56,8 +57,8 @@ def test_a_scale_is_done_when_the_new_ones_are_ready(house):
     house.is_running(BUS)
     told = outcome(
         house.operations.scale(BUS, 3, PATIENT),
-        lambda: house.tell(BUS, lifecycle.Ready, index=1),
-        lambda: house.tell(BUS, lifecycle.Ready, index=2),
+        lambda: house.tell(BUS, events.Ready, index=1),
+        lambda: house.tell(BUS, events.Ready, index=2),
     )
     assert told == {"module_id": BUS, "replicas": 3, "previous": 1, "changed": True, "state": "started"}
     assert house.processes.log == [f"spawn {BUS}#1", f"spawn {BUS}#2"]
@@ -66,7 +67,7 @@ def test_a_scale_is_done_when_the_new_ones_are_ready(house):
 
 def test_a_scale_down_is_done_when_the_last_ones_have_ended(house):
     house.is_running(BUS)
-    outcome(house.operations.scale(BUS, 2, PATIENT), lambda: house.tell(BUS, lifecycle.Ready, index=1))
+    outcome(house.operations.scale(BUS, 2, PATIENT), lambda: house.tell(BUS, events.Ready, index=1))
     house.processes.log.clear()
     told = outcome(house.operations.scale(BUS, 1, PATIENT), lambda: house.exits(BUS, CLEAN, index=1))
     assert (told["replicas"], told["previous"]) == (1, 2)
@@ -85,7 +86,7 @@ def test_of_a_stopped_module_the_number_is_kept_for_its_next_start(house):
     outcome(
         house.operations.start(BUS, PATIENT),
         lambda: house.ready(BUS),
-        lambda: house.tell(BUS, lifecycle.Ready, index=1),
+        lambda: house.tell(BUS, events.Ready, index=1),
     )
     assert house.processes.log == [f"spawn {BUS}#0", f"spawn {BUS}#1"]
 
@@ -168,12 +169,12 @@ def test_a_module_whose_folder_is_gone_gets_fewer_replicas_and_no_more(house):
 
 def test_one_replica_is_restarted_and_the_others_are_not_touched(house):
     house.is_running(BUS)
-    outcome(house.operations.scale(BUS, 2, PATIENT), lambda: house.tell(BUS, lifecycle.Ready, index=1))
+    outcome(house.operations.scale(BUS, 2, PATIENT), lambda: house.tell(BUS, events.Ready, index=1))
     house.processes.log.clear()
     told = outcome(
         house.operations.restart(BUS, PATIENT, 1),
         lambda: house.exits(BUS, CLEAN, index=1),
-        lambda: house.tell(BUS, lifecycle.Ready, index=1),
+        lambda: house.tell(BUS, events.Ready, index=1),
     )
     assert told == {"module_id": BUS, "replica": f"{BUS}#1", "restarted": True, "state": "started"}
     assert house.processes.log == [f"SIGTERM {BUS}#1", f"forget {BUS}#1", f"spawn {BUS}#1"]
@@ -208,7 +209,7 @@ def test_of_a_stopped_module_no_replica_is_restarted(house):
 def rolling(house: House) -> None:
     """Two replicas of bus, and a new definition on disk."""
     house.is_running(BUS)
-    outcome(house.operations.scale(BUS, 2, PATIENT), lambda: house.tell(BUS, lifecycle.Ready, index=1))
+    outcome(house.operations.scale(BUS, 2, PATIENT), lambda: house.tell(BUS, events.Ready, index=1))
     house.on_disk[BUS] = definition(BUS, "new")
     house.processes.log.clear()
 
@@ -217,9 +218,9 @@ def test_a_rolling_reload_is_done_when_the_last_of_the_old_has_ended(house):
     rolling(house)
     told = outcome(
         house.operations.reload(BUS, "rolling", PATIENT),
-        lambda: house.tell(BUS, lifecycle.Ready, generation=2),
+        lambda: house.tell(BUS, events.Ready, generation=2),
         lambda: house.exits(BUS, CLEAN, index=0, generation=1),
-        lambda: house.tell(BUS, lifecycle.Ready, index=1, generation=2),
+        lambda: house.tell(BUS, events.Ready, index=1, generation=2),
         lambda: house.exits(BUS, CLEAN, index=1, generation=1),
     )
     assert told == {
@@ -237,10 +238,10 @@ def test_a_rolling_reload_that_fails_is_told_when_all_are_back(house):
     error = refusal(
         StartFailed,
         house.operations.reload(BUS, "rolling", PATIENT),
-        lambda: house.tell(BUS, lifecycle.Ready, generation=2),
+        lambda: house.tell(BUS, events.Ready, generation=2),
         lambda: house.exits(BUS, CLEAN, index=0, generation=1),
         lambda: house.exits(BUS, CRASH, index=1, generation=2),
-        lambda: house.tell(BUS, lifecycle.Ready, index=0, generation=1),
+        lambda: house.tell(BUS, events.Ready, index=0, generation=1),
         lambda: house.exits(BUS, CLEAN, index=0, generation=2),
     )
     assert str(error) == (
@@ -266,7 +267,7 @@ def test_of_one_replica_a_rolling_reload_needs_no_copy(house):
     house.on_disk[BUS] = definition(BUS, "new")
     told = outcome(
         house.operations.reload(BUS, "rolling", PATIENT),
-        lambda: house.tell(BUS, lifecycle.Ready, generation=2),
+        lambda: house.tell(BUS, events.Ready, generation=2),
         lambda: house.exits(BUS, CLEAN, generation=1),
     )
     assert (told["reloaded"], told["strategy"]) == (True, "rolling")
@@ -293,7 +294,7 @@ def test_a_value_is_set_when_the_reload_is_over(house):
 
     told = outcome(
         both(),
-        lambda: house.tell(ECHO, lifecycle.Ready, generation=2),
+        lambda: house.tell(ECHO, events.Ready, generation=2),
     )
     assert (told["applied"], house.control.asked) == ("live", [(f"{ECHO}#0", "rate", 50)])
     assert house.module(ECHO).generation == 2
@@ -306,7 +307,7 @@ def test_who_does_not_wait_for_a_reload_finds_its_end_among_the_events(house):
     async def story() -> dict:
         told = await house.operations.reload(BUS, "graceful", AT_ONCE)
         assert house.told == []
-        house.tell(BUS, lifecycle.Ready, generation=2)
+        house.tell(BUS, events.Ready, generation=2)
         house.exits(BUS, CLEAN, generation=1)
         return told
 
@@ -387,18 +388,18 @@ def test_who_requires_what_was_stopped_is_not_helped_and_that_is_not_started(hou
 def test_only_the_failed_replica_is_started(house):
     house.put(BUS, replicas=2, restart={"policy": "never"})
     house.supervisor.handle(Want((BUS,), True))
-    house.tell(BUS, lifecycle.Ready, index=0)
-    house.tell(BUS, lifecycle.Ready, index=1)
+    house.tell(BUS, events.Ready, index=0)
+    house.tell(BUS, events.Ready, index=1)
     house.exits(BUS, CRASH, index=1)
     house.processes.log.clear()
-    told = outcome(house.operations.heal(None, PATIENT), lambda: house.tell(BUS, lifecycle.Ready, index=1))
+    told = outcome(house.operations.heal(None, PATIENT), lambda: house.tell(BUS, events.Ready, index=1))
     assert (told["replicas"], house.processes.log) == ([f"{BUS}#1"], [f"spawn {BUS}#1"])
 
 
 def test_a_module_that_is_being_reloaded_is_left_to_its_reload(broken):
     broken.put(GREETER, replicas=2, restart={"policy": "never"})
     broken.supervisor.handle(Want((GREETER,), True))
-    broken.tell(GREETER, lifecycle.Ready)
+    broken.tell(GREETER, events.Ready)
     broken.exits(GREETER, index=1)
     broken.on_disk[GREETER] = definition(GREETER, "new")
     outcome(broken.operations.reload(GREETER, "graceful", AT_ONCE))

@@ -13,24 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
-from nexusd.domain import lifecycle
+from nexusd.domain import events
 from nexusd.domain.checks import Purpose, Said, Word
-from nexusd.domain.fleet import (
-    FleetEvent,
-    Module,
-    ModuleState,
-    News,
-    Order,
-    Put,
-    Renewal,
-    Roll,
-    Scale,
-    Want,
-    graph_of,
-)
+from nexusd.domain.events import FleetEvent, News, Order, Put, Renewal, Roll, Scale, Want
+from nexusd.domain.fleet import graph_of
 from nexusd.domain.health import Health, health_of
-from nexusd.domain.lifecycle import Exit, Replica
 from nexusd.domain.manifest import Definition, Fault
+from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.replica import Exit, Failed, Replica, Starting, Stopped, Waiting
 from tests.fakes import Rehearsal, definition
 
 IDS = ("m/a", "m/b", "m/c", "m/d")
@@ -111,15 +101,15 @@ class FleetAndProcesses(RuleBasedStateMachine):
     def obey(self, order: Order) -> None:
         replica = order.replica
         match order.action:
-            case lifecycle.Spawn(run):
+            case events.Spawn(run):
                 self.spawn(run, replica)
-            case lifecycle.Terminate(run, _):
+            case events.Terminate(run, _):
                 assert not self.processes[run].ended
                 self.processes[run].told_to_end = True
-            case lifecycle.Kill(run):
+            case events.Kill(run):
                 assert self.processes[run].told_to_end
                 self.processes[run].killed = True
-            case lifecycle.Forget(run):
+            case events.Forget(run):
                 assert self.processes[run].ended, "forgotten while alive"
                 del self.processes[run]
 
@@ -144,14 +134,14 @@ class FleetAndProcesses(RuleBasedStateMachine):
 
     def be_well(self, run: str) -> None:
         """Ready, by its own word and by all checks that it may have."""
-        self.tell(run, lifecycle.Spawned, 4711)
-        self.tell(run, lifecycle.Ready)
+        self.tell(run, events.Spawned, 4711)
+        self.tell(run, events.Ready)
         for purpose in (*Purpose, *Purpose):
-            self.tell(run, lifecycle.Checked, purpose, Said("healthy"))
+            self.tell(run, events.Checked, purpose, Said("healthy"))
 
     def end(self, run: str, exit: Exit) -> None:
         self.processes[run].ended = True
-        self.tell(run, lifecycle.Exited, exit)
+        self.tell(run, events.Exited, exit)
 
     def let_pass(self, seconds: float) -> None:
         """As Rehearsal.pass_time, with every order obeyed."""
@@ -159,7 +149,7 @@ class FleetAndProcesses(RuleBasedStateMachine):
         while due := [one for one in stage.replicas() if (one.deadline or end + 1) <= end]:
             first = min(due, key=lambda replica: replica.deadline or 0.0)
             stage.now = max(stage.now, first.deadline or 0.0)
-            self.act(_news(first.module_id, first.key, lifecycle.Expired()))
+            self.act(_news(first.module_id, first.key, events.Expired()))
         stage.now = end
 
     def one_of(self, number: int, **wanted: bool) -> str | None:
@@ -195,13 +185,13 @@ class FleetAndProcesses(RuleBasedStateMachine):
     def get_spawned(self, number: int) -> None:
         if (run := self.one_of(number, spawned=False)) is not None:
             self.processes[run].spawned = True
-            self.tell(run, lifecycle.Spawned, 4711)
-            self.tell(run, lifecycle.Running)
+            self.tell(run, events.Spawned, 4711)
+            self.tell(run, events.Running)
 
     @rule(number=st.integers(0, 9))
     def get_ready(self, number: int) -> None:
         if (run := self.one_of(number, spawned=True)) is not None:
-            self.tell(run, lifecycle.Ready)
+            self.tell(run, events.Ready)
 
     @rule()
     def all_get_ready(self) -> None:
@@ -214,13 +204,13 @@ class FleetAndProcesses(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9), purpose=st.sampled_from(Purpose), word=st.sampled_from(get_args(Word)))
     def be_checked(self, number: int, purpose: Purpose, word: Word) -> None:
         if (run := self.one_of(number, spawned=True)) is not None:
-            self.tell(run, lifecycle.Checked, purpose, Said(word, "a reason"))
+            self.tell(run, events.Checked, purpose, Said(word, "a reason"))
 
     @rule(number=st.integers(0, 9), text=st.sampled_from(["", "well"]))
     def say(self, number: int, text: str) -> None:
         if (run := self.one_of(number, spawned=True)) is not None:
-            self.tell(run, lifecycle.Said, text)
-            self.tell(run, lifecycle.Pinged)
+            self.tell(run, events.Said, text)
+            self.tell(run, events.Pinged)
 
     @rule(number=st.integers(0, 9), exit=EXITS)
     def exit(self, number: int, exit: Exit) -> None:
@@ -247,7 +237,7 @@ class FleetAndProcesses(RuleBasedStateMachine):
         for number, (run, process) in enumerate(sorted(self.processes.items())):
             if not process.spawned:
                 del self.processes[run]
-                self.act(_news(process.key[0], process.key[1:], lifecycle.NeverSpawned(run)))
+                self.act(_news(process.key[0], process.key[1:], events.NeverSpawned(run)))
             elif lost >> (number % 8) & 1:
                 self.end(run, Exit())
 
@@ -314,7 +304,7 @@ class FleetAndProcesses(RuleBasedStateMachine):
     @invariant()
     def nothing_of_a_former_run_is_remembered_of_its_checks(self) -> None:
         for replica in self.stage.replicas():
-            if isinstance(replica.state, lifecycle.Starting):
+            if isinstance(replica.state, Starting):
                 assert replica.checks.keys() <= {Purpose.STARTUP, Purpose.READINESS}
 
     @invariant()
@@ -334,7 +324,7 @@ class FleetAndProcesses(RuleBasedStateMachine):
         for module in self.stage.fleet.modules.values():
             if not module.wanted:
                 idle = (one for one in module.replicas if one.run is None)
-                assert all(isinstance(one.state, lifecycle.Stopped) and not one.wanted for one in idle)
+                assert all(isinstance(one.state, Stopped) and not one.wanted for one in idle)
 
     @invariant()
     def nobody_is_restarted_more_often_than_allowed(self) -> None:
@@ -401,18 +391,18 @@ class FleetAndProcesses(RuleBasedStateMachine):
         assert {self.stage.state(module_id) for module_id in IDS} == {ModuleState.STOPPED}
 
 
-def _news(module_id: str, key: tuple[int, int], event: lifecycle.Event) -> FleetEvent:
+def _news(module_id: str, key: tuple[int, int], event: events.Event) -> FleetEvent:
     return News(module_id, key, event)
 
 
 def _is_going_on(replica: Replica) -> bool:
     """Somebody, some time or some change will move it on; or it is where only a command moves it from."""
     match replica.state:
-        case lifecycle.Waiting(obstacle=obstacle):
+        case Waiting(obstacle=obstacle):
             moved_by = obstacle is not None
-        case lifecycle.Stopped():
+        case Stopped():
             moved_by = replica.history.last_exit is not None and replica.history.last_exit.is_clean
-        case lifecycle.Failed():
+        case Failed():
             moved_by = True
         case _:
             moved_by = replica.run is not None or replica.deadline is not None

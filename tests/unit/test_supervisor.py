@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from nexusd.domain import lifecycle
+from nexusd.domain import events
 from nexusd.domain.errors import NotPossible, StartFailed
-from nexusd.domain.fleet import Fleet, ModuleState, News, Put, Want
+from nexusd.domain.events import News, Put, Want
+from nexusd.domain.fleet import Fleet
+from nexusd.domain.module import ModuleState
+from nexusd.domain.replica import Exit
 from nexusd.supervisor import Supervisor
 from tests.fakes import CLEAN, CRASH, FakeClock, FakeProcesses, module
 
@@ -39,7 +42,7 @@ class House:
 
     def ready(self, *module_ids: str) -> None:
         for module_id in module_ids:
-            self.news(module_id, lifecycle.Ready)
+            self.news(module_id, events.Ready)
 
     def state(self, module_id: str) -> ModuleState:
         return self.supervisor.fleet.modules[module_id].state
@@ -73,9 +76,9 @@ def test_start_crash_back_off_recover_stop(house):
     house.want(BUS)
     assert house.done() == [f"spawn {BUS}#0"]
     house.ready(BUS)
-    house.news(BUS, lifecycle.Exited, CRASH)
+    house.news(BUS, events.Exited, CRASH)
     assert house.done() == [f"forget {BUS}#0", f"spawn {BUS}#0"]
-    house.news(BUS, lifecycle.Exited, CRASH)
+    house.news(BUS, events.Exited, CRASH)
     assert (house.done(), house.state(BUS)) == ([f"forget {BUS}#0"], "backoff")
     house.pass_time(0.6)
     assert house.done() == [f"spawn {BUS}#0"]
@@ -83,7 +86,7 @@ def test_start_crash_back_off_recover_stop(house):
     house.unwant(BUS)
     house.pass_time(10)
     assert house.done() == [f"SIGTERM {BUS}#0", f"kill {BUS}#0"]
-    house.news(BUS, lifecycle.Exited, CLEAN)
+    house.news(BUS, events.Exited, CLEAN)
     assert (house.done(), house.state(BUS)) == ([f"forget {BUS}#0"], "stopped")
     assert house.given_up == []
 
@@ -91,7 +94,7 @@ def test_start_crash_back_off_recover_stop(house):
 def test_what_has_failed_for_good_is_told_once(house):
     house.put(BUS, restart={"policy": "never"})
     house.want(BUS)
-    house.news(BUS, lifecycle.Exited, CRASH)
+    house.news(BUS, events.Exited, CRASH)
     assert house.given_up == [BUS]
     assert house.state(BUS) == "failed"
 
@@ -125,7 +128,7 @@ def test_what_cannot_even_be_spawned_has_ended_and_is_tried_again_later(house, e
     replica = house.supervisor.fleet.modules[BUS].replicas[0]
     assert house.state(BUS) == "backoff"  # after the first restart, which was at once
     assert replica.reason == f"cannot be started: {words}"
-    assert replica.history.last_exit == lifecycle.Exit(cause=f"cannot be started: {words}")
+    assert replica.history.last_exit == Exit(cause=f"cannot be started: {words}")
     del house.processes.unable[BUS]
     house.done()
     house.pass_time(1)
@@ -224,7 +227,7 @@ def test_a_watchdog_that_is_fed_moves_the_deadline(house):
     house.ready(BUS)
     for _ in range(5):
         house.pass_time(3)
-        house.news(BUS, lifecycle.Pinged)
+        house.news(BUS, events.Pinged)
     house.done()
     assert house.clock.alarm == pytest.approx(
         house.clock.time + 1
@@ -306,11 +309,11 @@ def test_an_outcome_that_is_an_error_reaches_who_waits(house, at_once):
     async def story() -> None:
         house.want(BUS)
         if at_once:
-            house.news(BUS, lifecycle.Exited, CRASH)
+            house.news(BUS, events.Exited, CRASH)
         waiting = asyncio.create_task(house.supervisor.until([BUS], is_started_or_raises, None))
         await asyncio.sleep(0)
         if not at_once:
-            house.news(BUS, lifecycle.Exited, CRASH)
+            house.news(BUS, events.Exited, CRASH)
         with pytest.raises(StartFailed):
             await waiting
 
