@@ -36,9 +36,12 @@ _UNNAMED = "unknown"
 _READY_RETRY_S = 0.05
 _SHARE_OF_ANSWERS = 0.8  # of the time to stop; the rest is the module's own stop()
 _REHEARSALS = 10  # Python 3.11 specialises a function from its eighth call on
+_SMALL = range(48, 512 + 1, 16)  # bytes: what Python's own allocator gives out, in steps, and `bytes` can be
+_POOL = 16384  # bytes of memory that it divides into objects of one size
 
 
 _streams: tuple[TextIO, TextIO] | None = None  # of the children of a warm keeper
+_fillers: list[bytes] = []
 
 
 def warm() -> None:
@@ -47,13 +50,23 @@ def warm() -> None:
         importlib.import_module("prometheus_client")
     global _streams
     _streams = _stream(1), _stream(2)
+    _log_to(_streams[1])
     wakeup = signal.set_wakeup_fd(-1)
     for _ in range(_REHEARSALS):
         rehearse()
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     signal.raise_signal(signal.SIGCHLD)  # whose child ended meanwhile was not told
     gc.collect()
+    _fill_holes()
     gc.freeze()
+
+
+def _fill_holes() -> None:
+    """What the rehearsals have freed lies in holes all over the memory. A child that filled these would copy
+    a page for each; so it finds none, and puts its objects side by side into pages that are new.
+    """
+    empty = sys.getsizeof(b"")
+    _fillers.extend(bytes(size - empty) for size in _SMALL for _ in range(_POOL // size))
 
 
 def rehearse() -> None:
@@ -117,11 +130,18 @@ def _behave_like_a_fresh_python() -> None:
     # Python ignores these two at its start and turns them into exceptions; the keeper has reset them.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    sys.stdout, sys.stderr = _streams or (_stream(1), _stream(2))
-    _LOG.setStream(sys.stderr)
-    faulthandler.enable()  # SIGABRT, the watchdog's, shows in the log where the module hung
+    if _streams is None:
+        sys.stdout, sys.stderr = _stream(1), _stream(2)
+        _log_to(sys.stderr)
+    else:
+        sys.stdout, sys.stderr = _streams
+
+
+def _log_to(stream: TextIO) -> None:
+    _LOG.setStream(stream)
     logging.root.addHandler(_LOG)
     logging.root.setLevel(logging.INFO)
+    faulthandler.enable(file=2)  # SIGABRT, the watchdog's, shows in the log where the module hung
 
 
 def _stream(descriptor: int) -> TextIO:
