@@ -17,21 +17,22 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from nexusd.keeper import birth, leaf, proctable, protocol, spawning
+from nexusd.keeper import birth, leaf, proctable, protocol, recovery
 from nexusd.keeper.connection import Connection
 from nexusd.keeper.journal import Journal
-from nexusd.keeper.logfile import RETRY_S, LogFile
+from nexusd.keeper.launching import Launcher
+from nexusd.keeper.logs import Logs
 from nexusd.keeper.loop import Loop
+from nexusd.keeper.memory import Memory
 from nexusd.keeper.nursery import Nursery
 from nexusd.keeper.probe import Probes
 from nexusd.keeper.protocol import Message
-from nexusd.keeper.run import Run, bind_again, find_log_pipe, from_entry
+from nexusd.keeper.run import Run, from_entry
+from nexusd.keeper.sweep import Sweep
 
-SWEEP_S = 0.02  # how often runs that are being killed are looked for again
 LEAF_RETRY_S = 0.2  # how often a leaf that the kernel does not give back is asked for again
 DRAIN_BYTES = 4 << 20  # what is taken of a pipe whose run has ended; it holds 1 MiB
 COUNTED_AT_ONCE = 256  # logs in one packet
-LINGER_S = 5.0  # an end is told at the latest then, even if something of the run can't be killed
 
 
 class Keeper:
@@ -41,27 +42,22 @@ class Keeper:
         self._runtime = runtime
         self._nursery = Nursery(title)
         self._soft_files = soft_files
-        self._journal = Journal(os.path.join(runtime, "keeper.journal"), proctable.boot_id())
+        journal = Journal(os.path.join(runtime, "keeper.journal"), proctable.boot_id())
+        self._memory = Memory(journal, self._entries, _complain)
         self._loop = Loop()
         self._nexusd = Connection(server, self._loop, self._hear, self._left_alone, _complain)
-        self._probes = Probes(self._loop, self._nexusd.tell, lambda: self._strays(), runtime, soft_files)
+        self._sweep = Sweep(self._is_known, self._ended)
+        self._probes = Probes(self._loop, self._nexusd.tell, self._sweep.strays, runtime, soft_files)
+        self._logs = Logs(_complain)
         self._runs: dict[str, Run] = {}
         self._by_pid: dict[int, Run] = {}
-        self._notes: dict[str, str] = {}
         self._held: dict[str, int] = {}
-        self._logs: dict[str, LogFile] = {}
-        self._log_users: dict[str, int] = {}
-        self._written: dict[str, int] = {}  # bytes of logs that were closed since
-        self._troubled: dict[str, LogFile] = {}
-        self._sweeping: dict[str, Run] = {}
-        self._sweep_at = 0.0
         self._empty_leaves: set[str] = set()  # of runs that have ended
-        self._parentless: tuple[float, list[proctable.Stray]] = (0.0, [])
         self._recovered = False
-        self._behind = False  # whether the journal lacks something
         self._leaving = False
         self._dismissed = False
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._launcher = Launcher(self._nursery, self._memory, self._leave_leaf, self._null)
         self._words: dict[str, Callable[[Message, list[int]], None]] = {
             "adopt": self._adopt,
             "hello": self._hello,
@@ -89,18 +85,17 @@ class Keeper:
         gc.freeze()  # what is there now stays: no collection need touch it, and no fork need copy it for that
         while not self._leaving:
             self._loop.turn(self._patience())
-            self._sweep_all()
+            self._sweep.tend()
             self._probes.tend()
-            self._retry_logs()
+            self._logs.retry()
             self._remove_leaves()
             self._make_spare()
         self._go()
 
     def _patience(self) -> float | None:
-        if self._sweeping:
-            return min(max(0.0, self._sweep_at - time.monotonic()), self._probes.patience())
-        waits = [self._probes.patience(), self._nursery.due - time.monotonic()]
-        waits += [RETRY_S] if self._troubled else []
+        if (soon := self._sweep.patience()) is not None:
+            return min(soon, self._probes.patience())
+        waits = [self._probes.patience(), self._nursery.due - time.monotonic(), self._logs.patience()]
         waits += [LEAF_RETRY_S] if self._empty_leaves else []
         return max(0.0, min(waits)) if min(waits) < math.inf else None
 
@@ -141,10 +136,16 @@ class Keeper:
             os.unlink(path)
         self._probes.end_all()
         self._remove_leaves()
-        for log in self._logs.values():
-            self._close_log(log)
+        self._logs.close()
         if self._dismissed and not self._runs:  # otherwise its notes are for the nexusd that comes next
-            self._journal.remove()
+            self._memory.remove()
+
+    def _entries(self) -> dict[str, Message]:
+        return {key: run.entry() for key, run in self._runs.items()}
+
+    def _is_known(self, pid: int) -> bool:
+        """Whether this child is no orphan that came to us."""
+        return pid in self._by_pid or pid == self._nursery.spare or pid in self._probes
 
     # Words: the table
 
@@ -153,20 +154,14 @@ class Keeper:
             self._recover()
         for run in self._runs.values():
             self._nexusd.tell(run.told(), run.shared_fds())
-        for name, text in self._notes.items():
+        for name, text in self._memory.notes.items():
             self._nexusd.tell({"say": "note", "name": name, "text": text})
         for name, fd in self._held.items():
             self._nexusd.tell({"say": "held", "name": name}, (fd,))
         self._nexusd.tell({"say": "welcome", "pid": os.getpid(), "protocol": protocol.VERSION})
 
     def _note(self, message: Message, _fds: list[int]) -> None:
-        name, text = message["name"], message.get("text")
-        if text is None:
-            self._notes.pop(name, None)
-        else:
-            self._notes[name] = text
-        self._write_down(lambda: self._journal.note(name, text))
-        self._keep_journal_short()
+        self._memory.note(message["name"], message.get("text"))
 
     def _hold(self, message: Message, fds: list[int]) -> None:
         self._release(message, [])
@@ -177,16 +172,12 @@ class Keeper:
             os.close(held)
 
     def _ping(self, message: Message, _fds: list[int]) -> None:
-        troubles = [log.trouble for log in self._troubled.values()]
-        written = sum(log.written for log in self._logs.values())
+        written, troubles = self._logs.written_now(), self._logs.troubles()
         counters = {"runs": len(self._runs), "log_bytes": written, "troubles": troubles[:5]}
         self._nexusd.tell({"say": "pong", "id": message.get("id"), **counters})
 
     def _count(self, _message: Message, _fds: list[int]) -> None:
-        """Bytes of each log since this keeper began, also of those nobody writes to now."""
-        written = dict(self._written)
-        for path, log in self._logs.items():
-            written[path] = written.get(path, 0) + log.written
+        written = self._logs.written()
         paths = list(written)
         for start in range(0, max(len(paths), 1), COUNTED_AT_ONCE):
             part = {path: written[path] for path in paths[start : start + COUNTED_AT_ONCE]}
@@ -226,54 +217,8 @@ class Keeper:
         if key in self._runs:
             there_is = FileExistsError(errno.EEXIST, "there is such a run", key)
             raise birth.Refused(birth.refusal("fork", there_is))
-        step = "cgroup"
-        try:
-            if run.leaf:
-                leaf.make(launch.pop("leaf"))
-            step = "fork"
-            if not run.leaf and spawning.is_plain(launch, fds[2:]):
-                self._spawn_plain(run, launch, *fds)
-            else:
-                self._launch(run, launch, fds)
-        except (OSError, ImportError, ValueError) as error:
-            self._never_began(run)
-            raise birth.Refused(birth.refusal(step, error)) from error
-        except birth.Refused:
-            self._never_began(run)
-            raise
+        self._launcher.start(run, launch, fds)
         return run
-
-    def _never_began(self, run: Run) -> None:
-        self._write_down(lambda: self._journal.gone(run.key))
-        self._leave_leaf(run)
-
-    def _spawn_plain(self, run: Run, launch: dict[str, Any], log: int, control: int) -> None:
-        """It runs before its pid can be written down, so first its key is, which its environment bears, too."""
-        self._write_down(lambda: self._journal.run(run.entry()))
-        run.pid = spawning.spawn(launch, log, control, self._null)
-        run.running = True
-        self._identify(run)
-
-    def _launch(self, run: Run, launch: dict[str, Any], fds: list[int]) -> None:
-        for newborn in self._nursery.newborns("python" in launch):
-            run.pid, run.gate = newborn
-            self._identify(run)
-            try:
-                if run.leaf:  # while it waits: so its first instruction is in there, and all that it forks
-                    leaf.move(run.leaf, run.pid)
-                birth.launch(newborn, launch, fds)
-                return
-            except OSError as error:
-                newborn.gate.close()
-                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ESRCH):
-                    raise
-        raise ChildProcessError(errno.ECHILD, "its process was killed before it was told what to be")
-
-    def _identify(self, run: Run) -> None:
-        process = proctable.stat(run.pid)
-        assert process is not None  # our own child, not yet waited for
-        run.start_ticks = process.start_ticks
-        self._write_down(lambda: self._journal.run(run.entry()))
 
     def _make_spare(self) -> None:
         try:
@@ -300,28 +245,27 @@ class Keeper:
     def _signal(self, message: Message, _fds: list[int]) -> None:
         if (run := self._runs.get(message["run"])) is None:
             return
-        targets = [run.process()] if message.get("leader_only") else self._members(run)
+        targets = [run.process()] if message.get("leader_only") else self._sweep.members(run)
         for process in targets:
             proctable.send_signal(process, message["signal"])
 
     def _kill(self, message: Message, _fds: list[int]) -> None:
         if (run := self._runs.get(message["run"])) is not None:
-            self._sweep_soon(run)
+            self._sweep.begin(run)
 
     def _forget(self, message: Message, _fds: list[int]) -> None:
         run = self._runs.pop(message["run"], None)
         if run is None:
             return
         self._let_go(run)
-        self._write_down(lambda: self._journal.gone(run.key))
-        self._keep_journal_short()
+        self._memory.gone(run.key)
+        self._memory.keep_short()
 
     # What a run holds
 
     def _take_in(self, run: Run, log_fd: int | None, notify_fd: int) -> None:
         self._runs[run.key] = self._by_pid[run.pid] = run
-        self._log_of(run).bound(run.log["max_bytes"], run.log["files"])
-        self._log_users[run.log_path] = self._log_users.get(run.log_path, 0) + 1
+        self._logs.enter(run.log)
         if log_fd is not None:
             run.log_fd = log_fd
         if log_fd is not None and not run.is_journals:
@@ -331,24 +275,16 @@ class Keeper:
         run.notify.setblocking(False)
         self._loop.watch(notify_fd, lambda: self._take_notices(run))
 
-    def _log_of(self, run: Run) -> LogFile:
-        if run.log_path not in self._logs:
-            self._logs[run.log_path] = LogFile(run.log_path, run.log["max_bytes"], run.log["files"])
-        return self._logs[run.log_path]
-
     def _let_go(self, run: Run) -> None:
         self._by_pid.pop(run.pid, None)
-        self._sweeping.pop(run.key, None)
+        self._sweep.drop(run)
         self._close_gate(run)
         self._close_pipe(run)
         self._close_pidfd(run)
         if run.notify is not None:
             self._loop.unwatch(run.notify.fileno())
             run.notify.close()
-        self._log_users[run.log_path] -= 1
-        if not self._log_users[run.log_path]:
-            del self._log_users[run.log_path]
-            self._drop_log(self._logs[run.log_path])
+        self._logs.leave(run.log_path)
 
     def _close_gate(self, run: Run) -> None:
         if run.gate is not None:
@@ -369,18 +305,6 @@ class Keeper:
             os.close(run.pidfd)
             run.pidfd = -1
 
-    def _drop_log(self, log: LogFile) -> None:
-        """Nobody writes to it any more; what a full disk has not taken yet is waited for."""
-        if log.path not in self._troubled and log.path not in self._log_users:
-            del self._logs[log.path]
-            log.close()
-            self._written[log.path] = self._written.get(log.path, 0) + log.written
-
-    def _close_log(self, log: LogFile) -> None:
-        log.close()
-        if log.held or log.lost:
-            _complain(f"{log.held + log.lost} bytes lost: {log.trouble}")
-
     # Taking over from a keeper that died
 
     def _adopt(self, message: Message, fds: list[int]) -> None:
@@ -394,7 +318,7 @@ class Keeper:
     def _take_over(self, run: Run, log_fd: int | None, notify_fd: int) -> None:
         """Not our child: a pidfd tells its end, and whoever inherited it knows the status."""
         self._take_in(run, log_fd, notify_fd)
-        self._write_down(lambda: self._journal.run(run.entry()))
+        self._memory.run(run.entry())
         try:
             run.pidfd = os.pidfd_open(run.pid)
         except ProcessLookupError:
@@ -407,66 +331,30 @@ class Keeper:
     def _recover(self) -> None:
         """Runs that nobody handed over: their old keeper and nexusd died together; /proc has their log pipe."""
         self._recovered = True
-        entries, notes = self._journal.read()
-        self._notes = {**notes, **self._notes}
+        entries = self._memory.recall()
         for key, entry in entries.items():
             if key not in self._runs:
                 self._recover_run(entry)
         if entries:
             self._probes.end_former()
-        self._behind = True
-        self._keep_journal_short()
+        self._memory.write_anew()
 
     def _recover_run(self, entry: Message) -> None:
         try:
             run = from_entry(entry, running=True)
         except ValueError as error:
-            _complain(f"{self._journal.path}: a run that can't be read: {error}")
+            _complain(f"{self._memory.path}: a run that can't be read: {error}")
             return
-        if not run.pid and not self._find_process(run):
+        if not run.pid and not recovery.find_process(run):
             return  # its keeper died before it had begun
-        pipe = find_log_pipe(run) if run.is_alive() else None
+        pipe = recovery.find_log_pipe(run) if run.is_alive() else None
         if run.is_journals:
             pipe = os.dup(self._null)  # the stream is the run's own; something is to be held in its place
         elif pipe is None and run.is_alive():
             _complain(f"{run.key}: its log pipe is out of reach")
         if run.is_alive():
-            self._recover_listening(run)
-        self._take_over(run, pipe, bind_again(run.notify_path))
-
-    def _find_process(self, run: Run) -> bool:
-        """A plain program whose keeper died before it knew its pid: it leads the session that it was born into."""
-        for process, named in proctable.parentless():
-            if named == run.key and process.session == process.pid:
-                run.pid, run.start_ticks = process.pid, process.start_ticks
-                return True
-        return False
-
-    def _recover_listening(self, run: Run) -> None:
-        """The replica has the sockets that died with their holders; one of them is as good as another."""
-        for place, name in enumerate(run.listening):
-            if name in self._held:
-                continue
-            try:
-                self._held[name] = proctable.take_listening_socket(run.pid, birth.FIRST_FD + place)
-            except OSError as error:
-                _complain(f"{run.key}: its socket {name} is out of reach: {error.strerror or error}")
-
-    # The journal
-
-    def _write_down(self, write: Callable[[], None]) -> None:
-        """A disk that is full stops no run; what the journal lacks is written when it takes something again."""
-        try:
-            write()
-        except OSError as error:
-            self._behind = True
-            _complain(f"{self._journal.path}: {error.strerror}")
-
-    def _keep_journal_short(self) -> None:
-        if self._behind or self._journal.is_long:
-            self._behind = False
-            entries = {key: run.entry() for key, run in self._runs.items()}
-            self._write_down(lambda: self._journal.rewrite(entries, self._notes))
+            self._held |= recovery.find_listening(run, self._held, _complain)
+        self._take_over(run, pipe, recovery.bind_again(run.notify_path))
 
     # Ends
 
@@ -494,15 +382,15 @@ class Keeper:
         self._by_pid.pop(run.pid, None)
         self._close_pidfd(run)
         run.ending = {"status": status, "at": time.monotonic()}
-        if run.is_child and not self._orphans() and not (run.leaf and leaf.is_populated(run.leaf)):
+        if run.is_child and not self._sweep.orphans() and not (run.leaf and leaf.is_populated(run.leaf)):
             self._ended(run)
         else:
-            self._sweep_soon(run)
+            self._sweep.begin(run)
 
     def _ended(self, run: Run) -> None:
         """With its last words and bytes; a process that got away and goes on writing does not hold us here."""
         run.ended, run.ending = run.ending, None
-        self._sweeping.pop(run.key, None)
+        self._sweep.drop(run)
         self._leave_leaf(run)
         for _ in range(16):
             self._take_notices(run)
@@ -511,54 +399,6 @@ class Keeper:
             drained += moved
         assert run.ended is not None
         self._nexusd.tell({"say": "exited", "run": run.key, "refusal": run.refusal, **run.ended})
-
-    def _orphans(self) -> list[int]:
-        known = {*self._by_pid, self._nursery.spare}
-        children = proctable.children(os.getpid())
-        return [pid for pid in children if pid not in known and pid not in self._probes]
-
-    def _members(self, run: Run) -> list[proctable.Stat]:
-        """Of a run with a leaf those in it, and by the walk those that moved themselves out of it."""
-        if not run.leaf:
-            return proctable.members(
-                run.key, run.process(), self._strays if run.is_child else self._strangers
-            )
-        walked = proctable.members(run.key, run.process(), self._strays)
-        inside = filter(None, map(proctable.stat, leaf.pids(run.leaf)))
-        return list({one.pid: one for one in (*walked, *inside) if one.state not in "ZX"}.values())
-
-    def _strays(self) -> list[proctable.Stray]:
-        found = (proctable.stat(pid) for pid in self._orphans())
-        return [proctable.stray(process) for process in found if process is not None]
-
-    def _strangers(self) -> list[proctable.Stray]:
-        """Where orphans of runs that were taken over are found; it takes a look at every process of the host."""
-        now = time.monotonic()
-        if now - self._parentless[0] > SWEEP_S / 2:
-            self._parentless = (now, proctable.parentless())
-        return self._parentless[1]
-
-    def _sweep_soon(self, run: Run) -> None:
-        self._sweeping[run.key] = run
-        self._sweep_at = 0.0
-
-    def _sweep_all(self) -> None:
-        if self._sweeping and time.monotonic() >= self._sweep_at:
-            for run in tuple(self._sweeping.values()):
-                self._sweep(run)
-            self._sweep_at = time.monotonic() + SWEEP_S
-
-    def _sweep(self, run: Run) -> None:
-        """SIGKILL all that is left of the run; looked at again until nothing is."""
-        if run.leaf:
-            leaf.kill(run.leaf)
-        left = self._members(run)
-        for process in left:
-            proctable.send_signal(process, signal.SIGKILL)
-        if not left:
-            del self._sweeping[run.key]
-        if run.ending is not None and (not left or time.monotonic() - run.ending["at"] > LINGER_S):
-            self._ended(run)
 
     def _leave_leaf(self, run: Run) -> None:
         if run.leaf:
@@ -575,23 +415,13 @@ class Keeper:
         """One piece, so that a loud replica does not hold up the others. Returns its bytes; 0: none for now."""
         if run.log_fd < 0 or run.is_journals:
             return 0
-        log = self._logs[run.log_path]
         try:
-            moved = log.take(run.log_fd)
+            moved = self._logs.take(run.log_path, run.log_fd)
         except BlockingIOError:
             return 0
         if moved == 0:
             self._close_pipe(run)
-        if log.trouble is not None:
-            self._troubled[log.path] = log
         return moved
-
-    def _retry_logs(self) -> None:
-        for log in tuple(self._troubled.values()):
-            log.retry()
-            if log.trouble is None:
-                del self._troubled[log.path]
-                self._drop_log(log)
 
     def _take_notices(self, run: Run) -> None:
         if notices := run.take_notices():

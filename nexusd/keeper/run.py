@@ -5,7 +5,6 @@ It holds what belongs to the run; what happens to it is decided in `process`.
 
 import os
 import socket
-import stat
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,34 +113,3 @@ def from_entry(entry: Message, **more: Any) -> Run:
     """A run that an earlier keeper started. Raises ValueError for an entry that this version can't read."""
     check_fields("", entry, ENTRY)
     return Run(**{name: entry[name] for name in _ENTRY if name in entry}, is_child=False, **more)
-
-
-def find_log_pipe(run: Run) -> int | None:
-    """The reading end of the pipe that a living run writes its log to, found through /proc; None: out of reach."""
-    for process in (run.pid, *proctable.children(run.pid)):
-        for number in (1, 2):
-            path = f"/proc/{process}/fd/{number}"
-            try:
-                found = os.stat(path)
-                if stat.S_ISFIFO(found.st_mode) and found.st_ino == run.pipe:
-                    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError:  # gone, closed, or not ours to see
-                continue
-    return None
-
-
-def bind_again(path: str) -> int:
-    """A new notify socket in the place of one that died with its holders, for the same user alone."""
-    owner = os.getuid()
-    if os.path.exists(path):
-        owner = os.stat(path).st_uid
-        os.unlink(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    before = os.umask(0o177)
-    try:
-        sock.bind(path)
-    finally:
-        os.umask(before)
-    if owner != os.getuid():
-        os.chown(path, owner, -1)
-    return sock.detach()

@@ -1,0 +1,62 @@
+"""What a keeper finds again of a run whose old keeper and nexusd died together: in /proc, and in the run itself."""
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Container
+
+from nexusd.keeper import birth, proctable
+from nexusd.keeper.run import Run
+
+
+def find_process(run: Run) -> bool:
+    """A plain program whose keeper died before it knew its pid: it leads the session that it was born into."""
+    for process, named in proctable.parentless():
+        if named == run.key and process.session == process.pid:
+            run.pid, run.start_ticks = process.pid, process.start_ticks
+            return True
+    return False
+
+
+def find_log_pipe(run: Run) -> int | None:
+    """The reading end of the pipe that a living run writes its log to, found through /proc; None: out of reach."""
+    for process in (run.pid, *proctable.children(run.pid)):
+        for number in (1, 2):
+            path = f"/proc/{process}/fd/{number}"
+            try:
+                found = os.stat(path)
+                if stat.S_ISFIFO(found.st_mode) and found.st_ino == run.pipe:
+                    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:  # gone, closed, or not ours to see
+                continue
+    return None
+
+
+def find_listening(run: Run, held: Container[str], complain: Callable[[str], None]) -> dict[str, int]:
+    """The replica has the sockets that died with their holders; one of them is as good as another."""
+    found: dict[str, int] = {}
+    for place, name in enumerate(run.listening):
+        if name in held or name in found:
+            continue
+        try:
+            found[name] = proctable.take_listening_socket(run.pid, birth.FIRST_FD + place)
+        except OSError as error:
+            complain(f"{run.key}: its socket {name} is out of reach: {error.strerror or error}")
+    return found
+
+
+def bind_again(path: str) -> int:
+    """A new notify socket in the place of one that died with its holders, for the same user alone."""
+    owner = os.getuid()
+    if os.path.exists(path):
+        owner = os.stat(path).st_uid
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    before = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
+    if owner != os.getuid():
+        os.chown(path, owner, -1)
+    return sock.detach()
