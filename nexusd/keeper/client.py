@@ -1,4 +1,4 @@
-"""nexusd's side of the keeper: finds or starts it, asks, hears, and holds a second copy of what it holds.
+"""nexusd's side of the keeper: asks, hears, and holds a second copy of what it holds.
 
 It decides how a lost keeper is replaced (a new one is started and handed every run); what its news mean for a
 module is the supervisor's. Messages come to `hear` as `protocol` names them; two more are made here: `lost` when
@@ -7,43 +7,23 @@ the keeper is gone, `welcome` once a keeper, old or new, has told its whole tabl
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
-import resource
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from nexusd.keeper import journal_stream, protocol
+from nexusd.keeper import endpoints, journal_stream, protocol, startup
 from nexusd.keeper.probe_client import ProbeClient
-from nexusd.keeper.proctable import RUN_ROOM
 from nexusd.keeper.protocol import MOST_FDS, Message, Outbox, TooLong
 from nexusd.keeper.run import unread_notices
 
-PIPE_BYTES = 1 << 20
 HUNG_S = 10.0
 _LEAVE_S = 2.0  # how long a dismissed keeper may take to hear of it
 _RESTART_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
-_OWN_VARIABLES = (
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-)
-# Not -m: an uninstalled tree must be found too, and the folder nexusd was called in must not.
-_PROGRAM = f"""import sys
-sys.path.append({os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))!r})
-from nexusd.keeper.process import main
-main()"""
-
 log = logging.getLogger("nexusd.keeper")
 
 
@@ -107,56 +87,15 @@ class KeeperClient:
         """Connect to the keeper that is there, or start one. Its table follows through `hear`."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
-        self._soft_files = _raise_file_limit()
-        sock = self._find() or self._start()
-        self._use(sock)
+        self._soft_files = startup.raise_file_limit()
+        self._use(self._connect())
         self._loop.call_later(self._hung_s / 5, self._ping)
 
-    def _path(self) -> str:
-        return os.path.join(self._runtime, "keeper.sock")
-
-    def _find(self) -> socket.socket | None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.setblocking(False)  # a keeper that hangs, and has too many waiting, must not hang us
-        try:
-            sock.connect(self._path())
-        except (FileNotFoundError, ConnectionRefusedError):
-            sock.close()
-            return None
-        except OSError:
-            sock.close()
-            raise
-        self.pid = self._pid_of_keeper(sock)
-        return sock
-
-    def _pid_of_keeper(self, sock: socket.socket) -> int | None:
-        """It listens there once it runs; before that the pid is of the nexusd that started it."""
-        pid, _ = protocol.peer(sock)
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                title = file.read().rstrip(b"\0")
-        except OSError:
-            return None
-        return pid if title and f"nexus-keeper {self._runtime}".encode().startswith(title) else None
-
-    def _start(self) -> socket.socket:
-        """Listen for the keeper, then start it: the connection is there before its first line ran."""
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        before = os.umask(0o177)
-        try:
-            if os.path.exists(self._path()):
-                os.unlink(self._path())  # we hold the folder's lock, and nobody answered there
-            server.bind(self._path())
-        finally:
-            os.umask(before)
-        server.listen()
-        pid = _spawn_keeper(self._runtime, server, self._stderr_path, self._soft_files)
-        server.close()
-        log.info("keeper started, pid %d", pid)
-        sock = self._find()
-        self.pid = pid
-        if sock is None:
-            raise ConnectionRefusedError(f"the keeper does not answer at {self._path()}")
+    def _connect(self) -> socket.socket:
+        found = startup.find(self._runtime)
+        if found is None:
+            found = startup.start(self._runtime, self._stderr_path, self._soft_files)
+        sock, self.pid = found
         return sock
 
     def _use(self, sock: socket.socket) -> None:
@@ -208,7 +147,7 @@ class KeeperClient:
         if self._leaving:
             return
         try:
-            self._use(self._find() or self._start())
+            self._use(self._connect())
         except OSError as error:
             log.error("no keeper can be started: %s", error)
             assert self._loop is not None
@@ -251,9 +190,9 @@ class KeeperClient:
         paths = (launch["notify_path"], launch["control_path"])
         uid = (launch.get("user") or {}).get("uid", os.getuid())
         try:
-            opened += self._stream(launch) or _log_pipe(uid)
-            opened.append(_bound(socket.SOCK_DGRAM, paths[0], uid))
-            opened.append(_bound(socket.SOCK_STREAM, paths[1], uid))
+            opened += journal_stream.for_launch(launch, self._journald) or endpoints.log_pipe(uid)
+            opened.append(endpoints.notify_socket(paths[0], uid))
+            opened.append(endpoints.control_socket(paths[1], uid))
             launch["listening"] = list(listening)
             shared = [self._held[name] for name in launch["listening"]]
             if len(opened) + len(shared) > MOST_FDS:
@@ -261,30 +200,11 @@ class KeeperClient:
             self._send({"say": "spawn", "run": key, "launch": launch}, (*opened, *shared))
         except BaseException:
             protocol.close_all(opened)
-            _unlink(paths)
+            endpoints.unlink(paths)
             raise
         log_read, log_write, notify, control = opened
         protocol.close_all((log_write, control))
         self._runs[key] = _Run((log_read, notify), paths)
-
-    def _stream(self, launch: Message) -> tuple[int, int] | None:
-        """Where the run's output is to go to journald: its stream, held by both of us as a log pipe would be.
-
-        None: to the log file, which is what becomes of it where journald is not there. The entry tells.
-        """
-        if (identifier := launch["log"].get("journal")) is None:
-            return None
-        try:
-            stream = journal_stream.connect(self._journald, identifier)
-        except OSError as error:
-            log.warning(
-                "%s logs to its file: journald does not answer (%s)", identifier, error.strerror or error
-            )
-            del launch["log"]["journal"]
-            return None
-        found = os.fstat(stream)
-        launch["environment"]["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"  # systemd.exec(5)
-        return stream, os.dup(stream)
 
     async def probe(self, launch: Message, timeout_s: float) -> Message | None:
         """Run a check program; None: nothing is known, the keeper is not there. Raises TooLong."""
@@ -303,7 +223,7 @@ class KeeperClient:
     def _drop(self, key: str) -> None:
         if (run := self._runs.pop(key, None)) is not None:
             protocol.close_all(run.fds)
-            _unlink(run.paths)
+            endpoints.unlink(run.paths)
             if run.entry is not None:
                 self._statuses.pop(run.entry["pid"], None)
 
@@ -534,80 +454,3 @@ class KeeperClient:
         self._reap()
         run = self._runs.get(key)
         return None if run is None or run.entry is None else self._statuses.get(run.entry["pid"])
-
-
-def _log_pipe(uid: int) -> tuple[int, int]:
-    """The writing end is opened for reading too: then it never breaks, even while nobody holds the other end."""
-    reading, writing = os.pipe()
-    try:
-        both = os.open(f"/proc/self/fd/{writing}", os.O_RDWR | os.O_CLOEXEC)
-        if _is_to_be_given(uid):
-            os.fchown(both, uid, -1)  # or its user could not open /dev/stdout
-    except OSError:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
-    if os.getuid() == 0:  # others have 64 MiB of pipes in all (pipe(7), pipe-user-pages-soft)
-        with contextlib.suppress(OSError):  # nor root, in a container, may have more than pipe-max-size
-            fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    return reading, both
-
-
-def _bound(kind: socket.SocketKind, path: str, uid: int) -> int:
-    """A socket of the run's own at `path`, for its user alone."""
-    sock = socket.socket(socket.AF_UNIX, kind)
-    before = os.umask(0o177)
-    try:
-        sock.bind(path)
-    finally:
-        os.umask(before)
-    if _is_to_be_given(uid):
-        os.chown(path, uid, -1)
-    if kind == socket.SOCK_STREAM:
-        sock.listen(16)
-    return sock.detach()
-
-
-def _is_to_be_given(uid: int) -> bool:
-    """Who is not root can't, and can't run a process as that user either: the birth says so."""
-    return os.getuid() == 0 and uid != 0
-
-
-def _unlink(paths: Iterable[str]) -> None:
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def _raise_file_limit() -> int:
-    """Two descriptors a run, and the API's connections, are more than the usual 1,024. Returns what was."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft
-
-
-def _spawn_keeper(runtime: str, server: socket.socket, stderr_path: str, files: int) -> int:
-    environment = {name: value for name, value in os.environ.items() if name not in _OWN_VARIABLES}
-    environment["NEXUS_RUN"] = RUN_ROOM
-    arguments = [sys.executable, "-P", "-c", _PROGRAM, "--runtime", runtime, "--listen-fd", "3"]
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    actions: list[Any] = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-        (os.POSIX_SPAWN_DUP2, 0, 1),
-        (os.POSIX_SPAWN_OPEN, 2, stderr_path, append, 0o640),
-        (os.POSIX_SPAWN_DUP2, server.fileno(), 3),
-    ]
-    if server.fileno() == 3:
-        os.set_inheritable(3, True)
-        actions.pop()
-    return os.posix_spawn(
-        sys.executable,
-        [*arguments, "--files", str(files)],
-        environment,
-        file_actions=actions,
-        setsid=True,
-        setsigmask=(),
-        # All: what nexusd was started with ignored (nohup, a shell's background job) no module should have so.
-        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
-    )

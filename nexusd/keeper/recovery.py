@@ -1,11 +1,11 @@
 """What a keeper finds again of a run whose old keeper and nexusd died together: in /proc, and in the run itself."""
 
 import os
-import socket
 import stat
 from collections.abc import Callable, Container
 
 from nexusd.keeper import birth, proctable
+from nexusd.keeper.endpoints import notify_socket
 from nexusd.keeper.run import Run
 
 
@@ -51,12 +51,4 @@ def bind_again(path: str) -> int:
     if os.path.exists(path):
         owner = os.stat(path).st_uid
         os.unlink(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    before = os.umask(0o177)
-    try:
-        sock.bind(path)
-    finally:
-        os.umask(before)
-    if owner != os.getuid():
-        os.chown(path, owner, -1)
-    return sock.detach()
+    return notify_socket(path, owner)

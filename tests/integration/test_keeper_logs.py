@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from kept import Kept, await_end
 
-from nexusd.keeper import client
+from nexusd.keeper.endpoints import PIPE_BYTES
 from nexusd.keeper.process import COUNTED_AT_ONCE
 
 
@@ -65,7 +65,7 @@ def test_the_last_bytes_are_there_when_the_end_is_told(kept: Kept) -> None:
 def test_root_has_pipes_of_a_mebibyte(kept: Kept) -> None:
     size = "import fcntl; print(fcntl.fcntl(1, fcntl.F_GETPIPE_SZ))"
     kept.run("one", "python3", "-c", size)
-    assert kept.log("one") == f"{client.PIPE_BYTES}\n"
+    assert kept.log("one") == f"{PIPE_BYTES}\n"
 
 
 def test_a_run_may_open_its_output_by_name(kept: Kept) -> None:

@@ -116,7 +116,7 @@ def test_nothing_forks_but_the_keeper() -> None:
         if path.relative_to(ROOT).parts[0] == "nexusd"
         for match in starting.finditer(path.read_text(encoding="utf-8"))
     }
-    assert {name for name, _ in found} == {"birth.py", "spawning.py", "client.py"}
+    assert {name for name, _ in found} == {"birth.py", "spawning.py", "startup.py"}
     assert ("birth.py", "os.fork") in found
     assert ("spawning.py", "os.posix_spawn") in found
-    assert ("client.py", "os.posix_spawn") in found
+    assert ("startup.py", "os.posix_spawn") in found
