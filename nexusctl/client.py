@@ -159,16 +159,28 @@ class Client:
     def _send(self, request: Request, deadline: float, allowed: float) -> int:
         self._last_id += 1
         line = encode_request(self._last_id, *request)
+        is_alone = not (self._awaited or self._is_subscribed)
+        if not self._was_taken(line, request[0], deadline, allowed) and not (
+            is_alone and self._was_taken(line, request[0], deadline, allowed)
+        ):
+            raise closed(self.path, request[0])
+        self._awaited.add(self._last_id)
+        return self._last_id
+
+    def _was_taken(self, line: bytes, method: str, deadline: float, allowed: float) -> bool:
+        """Whether the daemon can have read it. One that is leaving reads no more on a connection that it is about to
+        close: what is said then was not heard, and may be said again on another.
+        """
         connection = self._connected(deadline)
         try:
             connection.settimeout(_remaining(deadline))
             connection.sendall(line)
         except TimeoutError:
-            raise self._lost(unanswered(self.path, request[0], allowed)) from None
+            raise self._lost(unanswered(self.path, method, allowed)) from None
         except OSError:
-            raise self._lost(closed(self.path, request[0])) from None
-        self._awaited.add(self._last_id)
-        return self._last_id
+            self.close()
+            return False
+        return True
 
     def _receive(self, deadline: float, method: str, allowed: float) -> dict[str, Any]:
         connection = self._socket

@@ -46,6 +46,10 @@ class Connection:
             act()
         self._afterwards.clear()
 
+    def hush(self) -> None:
+        """Read no more, as nexusd does before it closes a connection."""
+        self._socket.shutdown(socket.SHUT_RD)
+
     def close(self) -> None:
         try:
             self._socket.shutdown(socket.SHUT_RDWR)

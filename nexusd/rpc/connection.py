@@ -72,12 +72,14 @@ class Connection(asyncio.Protocol):
         "_eof",
         "_half",
         "_house",
+        "_hushed",
         "_in_flight",
         "_lines",
         "_looking",
         "_loop",
         "_out",
         "_reading",
+        "_silent",
         "_transport",
         "_watched",
         "_working",
@@ -93,10 +95,12 @@ class Connection(asyncio.Protocol):
         self._again: asyncio.Handle | None = None
         self._looking: asyncio.Handle | None = None
         self._reading = True
+        self._silent = True  # it has not said a word yet
         self._working = False
         self._watched = False
         self._blocked = False  # the client does not read: the transport holds unsent output
         self._draining = False
+        self._hushed = False
         self._eof = False
         self._ended = False
 
@@ -115,6 +119,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
+        self._silent = False
         *lines, rest = data.split(b"\n")
         if lines:
             if self._half:
@@ -134,7 +139,7 @@ class Connection(asyncio.Protocol):
         self._eof = True
         if self._ended:
             return False
-        if self._half:
+        if self._half and not self._hushed:
             self._lines.append(bytes(self._half))  # the newline after the last line may be missing
             self._half.clear()
         self._work()
@@ -171,10 +176,17 @@ class Connection(asyncio.Protocol):
             self._end(codec.problem("invalid_request", f"no complete line within {timeout_s:g} s"))
 
     def drain(self) -> None:
-        """Take no further requests; those in flight will still be answered."""
+        """Part as soon as nothing is owed, from one that has not said a word yet after its first request."""
         self._draining = True
-        self._lines.clear()
+        if self._ended:
+            self.hush()
         self._pace()
+
+    def hush(self) -> None:
+        """Have the client say no more: what it has sent is read to the end and answered, a half line is not."""
+        if not (self._hushed or self._transport.is_closing()):
+            self._hushed = True
+            self._transport.get_extra_info("socket").shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         self._transport.close()
@@ -187,7 +199,7 @@ class Connection(asyncio.Protocol):
     def _free(self) -> bool:
         """Whether another request may be taken up."""
         limit = self._house.limits.in_flight
-        return self._in_flight < limit and not (self._blocked or self._ended or self._draining)
+        return self._in_flight < limit and not (self._blocked or self._ended)
 
     def _work(self) -> None:
         """One pass: answer lines until they, the time or the limits are at their end; then one write."""
@@ -258,7 +270,13 @@ class Connection(asyncio.Protocol):
         if self._eof:
             self._part()
             return
+        if self._draining and not self._is_owed():
+            self.hush()
         self._read(not self._lines and self._free())
+
+    def _is_owed(self) -> bool:
+        """Whether the client waits for something, or is about to."""
+        return self._silent or bool(self._lines or self._half or self._in_flight)
 
     def _part(self) -> None:
         """Close when nothing is owed, or nobody is left to be told: what was asked for goes on all the same."""

@@ -7,20 +7,19 @@ import asyncio
 import os
 import resource
 import socket
-import sys
 from pathlib import Path
-from typing import Any
 
 from nexusd.domain.access import Caller
 from nexusd.rpc import endpoint
 from nexusd.rpc.connection import Connection, Limits
 from nexusd.rpc.dispatch import Answer, Dispatcher
+from nexusd.rpc.entrance import Entrance
 from nexusd.rpc.peers import Peers
 
-__all__ = ["Limits", "RpcServer"]
+_HEAR_OUT_S = 1.0  # a busy machine may keep a client from its first word for that long
+_FLUSH_S = 0.1
 
-# From 3.13 on asyncio would delete the socket's file by itself, systemd's too.
-_KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+__all__ = ["Limits", "RpcServer"]
 
 
 class RpcServer:
@@ -41,7 +40,7 @@ class RpcServer:
         self._group = group
         self._mode = mode
         self._peers = peers or Peers()
-        self._listeners: list[asyncio.Server] = []
+        self._entrances: list[Entrance] = []
         self._endpoints: list[endpoint.Endpoint] = []
         self._connections: set[Connection] = set()
         self._empty = asyncio.Event()
@@ -67,49 +66,57 @@ class RpcServer:
     async def serve_bound(self, bound: endpoint.Endpoint) -> None:
         """Serve where somebody has bound already; the file is removed at the end."""
         self._endpoints.append(bound)
-        await self.adopt(bound.sock)
+        self.adopt(bound.sock)
 
-    async def adopt(self, sock: socket.socket) -> None:
+    def adopt(self, sock: socket.socket) -> None:
         """Serve on a socket that listens already (systemd's); its file is left alone at the end."""
         loop = asyncio.get_running_loop()
-        sock.setblocking(False)
-        # To asyncio the backlog is also how often it calls accept() in a row, and without a free descriptor how
-        # many complaints it has, and how many timers to try again.
-        listener = await loop.create_unix_server(
-            lambda: Connection(self, loop), sock=sock, backlog=1, **_KEEP_FILE
-        )
-        sock.listen(endpoint.BACKLOG)
-        self._listeners.append(listener)
+        self._entrances.append(Entrance(sock, lambda: Connection(self, loop)))
 
     async def close(self, grace_s: float = 5.0) -> None:
-        """Stop accepting and reading; requests in flight have `grace_s` to be answered, or are cancelled."""
-        for listener in self._listeners:
-            listener.close()
+        """Let nobody else in, and answer those who are. Requests in flight after `grace_s` are cancelled.
+
+        A connection is closed between two requests, and the kernel draws the line: what was sent before is answered,
+        what is sent after fails in the client (EPIPE), which so knows that it was not heard, and may ask again.
+        """
+        for entrance in self._entrances:
+            await entrance.close()
         for bound in self._endpoints:
             bound.remove()
+        self._entrances.clear()
         self._endpoints.clear()
-        for connection in self._connections:
-            connection.drain()
-        await self._settle(grace_s)
+        await self._part(grace_s)
         if self._timer is not None:
             self._timer.cancel()
 
-    async def _settle(self, grace_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + grace_s
-        if self.tasks:
-            _, late = await asyncio.wait(self.tasks, timeout=grace_s)
-            for task in late:
-                task.cancel()
+    async def _part(self, grace_s: float) -> None:
+        """From all connections: those that are owed something, or have not said a word yet, have their time."""
+        heard_s = min(_HEAR_OUT_S, grace_s)
+        for connection in tuple(self._connections):
+            connection.drain()
+        if await self._emptied(heard_s):
+            return
+        for connection in tuple(self._connections):
+            connection.hush()
+        if await self._emptied(grace_s - heard_s):
+            return
+        for task in self.tasks:
+            task.cancel()
         for connection in tuple(self._connections):
             connection.close()
-        try:
-            async with asyncio.timeout_at(until + 0.1):
-                await self._empty.wait()
-        except TimeoutError:
+        if not await self._emptied(_FLUSH_S):
             for connection in tuple(self._connections):
                 connection.abort()
             await self._empty.wait()
+
+    async def _emptied(self, patience_s: float) -> bool:
+        """Whether all connections are over within that time."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
 
     # What the connections ask for
 

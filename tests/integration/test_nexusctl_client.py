@@ -69,6 +69,37 @@ def test_a_call_gives_the_result_and_an_error_its_class(path: Path) -> None:
         assert daemon.asked == [("whoami", {}), ("shutdown", {"a": 1})]
 
 
+def hush(params: Params, connection: Connection) -> Params:
+    connection.hush()
+    return params
+
+
+def test_what_a_daemon_on_its_way_out_did_not_read_is_said_again_to_the_next(path: Path) -> None:
+    with FakeDaemon(path, {"stop_module": hush}) as daemon, Client(path) as client:
+        for number in range(3):
+            assert client.call("stop_module", {"n": number}) == {"n": number}
+        assert [params["n"] for params in daemon.asked_for("stop_module")] == [0, 1, 2]
+
+
+def test_the_async_client_says_it_again_too(path: Path) -> None:
+    async def story() -> None:
+        async with AsyncClient(path) as client:
+            for number in range(3):
+                assert await client.call("stop_module", {"n": number}) == {"n": number}
+
+    with FakeDaemon(path, {"stop_module": hush}) as daemon:
+        asyncio.run(story())
+        assert [params["n"] for params in daemon.asked_for("stop_module")] == [0, 1, 2]
+
+
+def test_a_subscription_that_ends_so_is_told_and_not_opened_anew_in_silence(path: Path) -> None:
+    with FakeDaemon(path, {"subscribe_events": hush}) as daemon, Client(path) as client:
+        client.subscribe()
+        with pytest.raises(Unreachable, match="closed the connection"):
+            client.call("stop_module")
+        assert daemon.asked_for("stop_module") == []
+
+
 def test_many_requests_are_under_way_at_once_and_told_as_they_come(path: Path) -> None:
     last_has_come = threading.Event()
 
