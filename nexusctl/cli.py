@@ -18,6 +18,7 @@ from nexusctl.commands import (
     new,
     rpc,
     status,
+    systemd,
     upkeep,
     watch,
 )
@@ -74,6 +75,7 @@ for command in (
     daemon.shutdown,
     rpc.rpc,
     aeon.aeon,
+    systemd.systemd,
     daemon.completion,
 ):
     nexusctl.add_command(command)

@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import faulthandler
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,6 +21,7 @@ from nexusd.domain.access import SecurityContext
 from nexusd.domain.errors import NexusError
 from nexusd.domain.manifest import Fault, manifest_schema
 from nexusd.system.manifests import MANIFEST, discover, missing_paths, read_module, shadowed
+from nexusd.system.notify import take
 from nexusd.system.own_log import LoopComplaints, log_to
 from nexusd.system.store import Unusable
 
@@ -52,8 +55,13 @@ def serve(options: Options) -> int:
         print(error, file=sys.stderr)
         return 2
     log_to(sys.stderr, config.log_format, config.daemon.journald)
+    given = take(os.environ)
+    if given.watchdog_s is not None:
+        faulthandler.enable()  # its SIGABRT has the loop say where it hangs
+    if given.api is not None:
+        config = replace(config, socket=given.api.getsockname())
     try:
-        return asyncio.run(_run(UniversalDaemon(config=config)))
+        return asyncio.run(_run(UniversalDaemon(config=config, given=given)))
     except (NexusError, Unusable, OSError) as error:
         log.error("nexusd cannot run: %s", error)
         return 1

@@ -6,7 +6,7 @@ Order: command line, environment, file, default. Reading the file is `read_confi
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +19,7 @@ from nexusd.domain.health import MOST_UNHEALTHY
 from nexusd.domain.units import Size, parse_unit
 
 LogFormat = Literal["text", "json", "journal"]
+OnStop = Literal["stop-modules", "leave-modules"]
 _Roles = Annotated[
     dict[str, tuple[str, ...]], msgspec.Meta(title="a table of names, each with a list of names")
 ]
@@ -77,8 +78,9 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Daemon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How nexusd keeps its modules."""
+    """How nexusd keeps its modules; on_stop: what becomes of them when it is asked by a signal to end."""
 
+    on_stop: OnStop = "stop-modules"
     cgroups: Literal["auto", "off"] = "auto"
     journald: str = "/run/systemd/journal"
 
@@ -166,7 +168,21 @@ class Folders:
 
 
 def folders(uid: int, environment: Mapping[str, str]) -> Folders:
-    """root has the system's folders, any other user those of the XDG base directories."""
+    """root has the system's folders, any other user those of the XDG base directories; a unit of systemd its own."""
+    usual = _usual_folders(uid, environment)
+    given = {name: environment[f"{name.upper()}_DIRECTORY"].partition(":")[0] for name in _given(environment)}
+    etc = given.pop("configuration", None)  # systemd.exec(5)
+    if etc is not None:
+        given |= {"config": f"{etc}/nexusd.toml", "modules": f"{etc}/modules"}
+    return replace(usual, **given)
+
+
+def _given(environment: Mapping[str, str]) -> list[str]:
+    names = ("configuration", "runtime", "state", "logs")
+    return [name for name in names if environment.get(f"{name.upper()}_DIRECTORY")]
+
+
+def _usual_folders(uid: int, environment: Mapping[str, str]) -> Folders:
     if uid == 0:
         etc = "/etc/nexus"
         return Folders(

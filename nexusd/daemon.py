@@ -34,6 +34,7 @@ from nexusd.operations import Operations
 from nexusd.rpc import endpoint
 from nexusd.rpc.door import Door, Params
 from nexusd.rpc.identity import Identity
+from nexusd.rpc.knock import knock
 from nexusd.supervisor import Supervisor
 from nexusd.system.asking import Asking
 from nexusd.system.audit import AuditLog
@@ -45,9 +46,11 @@ from nexusd.system.copies import CodeCopies
 from nexusd.system.events import KEPT, EventLog
 from nexusd.system.figures import Figures
 from nexusd.system.health_checks import HealthChecks
+from nexusd.system.herald import Herald
 from nexusd.system.http import HttpServer
 from nexusd.system.keeper_news import KeeperNews
 from nexusd.system.logs import LogFolder
+from nexusd.system.notify import Given, Notifier
 from nexusd.system.processes import ReplicaProcesses
 from nexusd.system.store import SqliteStore
 
@@ -63,8 +66,15 @@ WELCOME_S = 30.0
 class UniversalDaemon:
     """One nexusd. Call initialize, discover_and_load_modules, start, run, in that order; shutdown ends run."""
 
-    def __init__(self, security_context: SecurityContext | None = None, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        security_context: SecurityContext | None = None,
+        config: Config | None = None,
+        given: Given | None = None,
+    ) -> None:
+        """given: by systemd, see `system/notify.py`."""
         self.security_context = security_context or SecurityContext()
+        self._given = given or Given()
         self.config = config or read_config(Options(), os.environ, os.getuid())
         self.exit_status = 0
         self._most_unhealthy = self.config.health.most_unhealthy
@@ -74,6 +84,7 @@ class UniversalDaemon:
             self._file_at_start = self._file_in_force = self.config
         self._started_at = time.monotonic()
         self._leaving = asyncio.Event()
+        self._leaves_modules = False
         self._reloading = asyncio.Lock()
         self._warnings: list[str] = []
         self._door = Door(self._build_server)
@@ -124,7 +135,7 @@ class UniversalDaemon:
         """From the first moment on: a SIGTERM during the start ends what was started, too."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.shut_down)
+            loop.add_signal_handler(number, self._end_on_signal)
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # nothing is old yet; its default would end us
 
     def _build(self) -> None:
@@ -146,6 +157,9 @@ class UniversalDaemon:
         self._clock = LoopClock(lambda: self.supervisor.expire_deadlines())
         self.supervisor = Supervisor(self._processes, self._clock, self._gave_up)
         self.supervisor.observers.append(self._events.observe)
+        notifier = Notifier(self._given.variables.get("NOTIFY_SOCKET", ""))
+        self._herald = Herald(notifier, self._given.watchdog_s, lambda: self.supervisor.fleet)
+        self.supervisor.observers.append(self._herald.observe)
         self._web = HttpServer()
         self._figures = Figures()
         self.supervisor.observers.append(self._figures.observe)
@@ -247,7 +261,8 @@ class UniversalDaemon:
         """Adopt what runs, start what is wanted, open the API socket."""
         config = self.config
         # First: where another nexusd answers, this one is refused before it has started anything.
-        bound = endpoint.bind(Path(config.socket), group=config.api.group)
+        held = self._given.api
+        bound = None if held else endpoint.bind(Path(config.socket), group=config.api.group)
         self._processes.holds_back = False
         self._news.begin()
         self._clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
@@ -256,8 +271,12 @@ class UniversalDaemon:
         self._catalogue.start_wanted()
         self._clear_away()
         self._server = await self._door.server()
-        await self._server.serve_bound(bound)
+        if held is not None:
+            self._server.adopt(held)  # systemd's: its file is not ours to remove
+        elif bound is not None:
+            await self._server.serve_bound(bound)
         self._is_running = True
+        self._herald.serves(self._reach)
         self._lag.start()
         if config.metrics.address is not None:
             self._web.open(*config.metrics.address)
@@ -271,6 +290,22 @@ class UniversalDaemon:
             config.socket,
             len(self.supervisor.fleet.modules),
         )
+
+    async def _reach(self, patience_s: float) -> str | None:
+        """What the loop could not reach in one pass; None: keeper and API have answered."""
+        if not await self._keeper.answers(patience_s):
+            return f"the keeper has not answered for {patience_s:g} s"
+        if self._given.api is not None and not os.path.exists(self.config.socket):
+            # systemd holds the socket: no other nexusd could mend that, so it is no reason to be replaced.
+            self._warn_once(
+                f"the file {self.config.socket} is gone: systemctl restart nexusd.socket nexusd.service makes it anew"
+            )
+            return None
+        return await knock(self.config.socket, patience_s)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warn(text)
 
     def _clear_away(self) -> None:
         """What a nexusd that was killed left in the runtime folder: sockets and configurations of former runs."""
@@ -313,10 +348,11 @@ class UniversalDaemon:
         """Read nexusd.toml and all manifests again."""
         async with self._reloading:  # of two at once, the one that read first could have the last word
             self._refuse_when_leaving()
-            config = self._reload_config()
-            found = await self._catalogue.discover()
-            self._refuse_when_leaving()  # a module that is started now would keep us from leaving
-            told = self._catalogue.refresh(found)
+            with self._herald.reloading():
+                config = self._reload_config()
+                found = await self._catalogue.discover()
+                self._refuse_when_leaving()  # a module that is started now would keep us from leaving
+                told = self._catalogue.refresh(found)
         self._events.add("daemon.reloaded")
         return {**told, "config": config}
 
@@ -367,8 +403,10 @@ class UniversalDaemon:
             signal.SIGHUP, lambda: self._errand(self._reload_on_signal())
         )
         await self._leaving.wait()
+        self._herald.leave()
         await self._chaos.leave()  # first: what is frozen does not hear that it is to stop
-        await self._stop_modules()
+        if not self._leaves_modules:
+            await self._stop_modules()
         await self._close()
         return self.exit_status
 
@@ -377,6 +415,13 @@ class UniversalDaemon:
         if not self._leaving.is_set():
             log.info("shutting down")
             self._leaving.set()
+
+    def _end_on_signal(self) -> None:
+        """`systemctl stop` and `restart` look alike from here: nexusd.toml says what they mean to the modules."""
+        if self.config.daemon.on_stop == "leave-modules" and not self._leaving.is_set():
+            log.info("the modules go on without nexusd")
+            self._leaves_modules = True
+        self.shut_down()
 
     async def shutdown(self) -> None:
         """The same for a caller in this process."""
@@ -410,11 +455,15 @@ class UniversalDaemon:
         await self._server.close()
         await self._door.close()
         self._is_running = False
-        self._keeper.dismiss()
+        if self._leaves_modules:
+            self._keeper.close()
+        else:
+            self._keeper.dismiss()
         await self._events.flush()
         self._store.close()
         self._audit.close()
         self._copies.close()
+        self._herald.close()
         for lock in self._locks:
             os.close(lock)
 

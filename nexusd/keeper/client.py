@@ -75,6 +75,7 @@ class KeeperClient:
         self.on_pong: Callable[[float], None] | None = None  # is told how many seconds a round trip took
         self._written: dict[str, int] = {}
         self._counted: asyncio.Event | None = None
+        self._ponged: asyncio.Event | None = None
         self.troubles: list[str] = []  # logs that the disk does not take, as of the last pong
 
     @property
@@ -133,7 +134,7 @@ class KeeperClient:
             self._sock.close()
             self._sock = None
         self._welcomed = False
-        self._counted = None
+        self._counted = self._ponged = None
         self._outbox.clear()
         self._probes.lost()
 
@@ -278,6 +279,19 @@ class KeeperClient:
     def keys(self) -> list[str]:
         """Of all runs that there are."""
         return list(self._runs)
+
+    async def answers(self, patience_s: float) -> bool:
+        """Whether the keeper comes round its loop within that time."""
+        if not self.connected:
+            return False
+        asked, self._ponged = self._ponged, self._ponged or asyncio.Event()
+        if asked is None:
+            self._say({"say": "ping", "id": 0})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._ponged.wait()
+                return True
+        return False
 
     async def log_bytes(self, patience_s: float) -> Mapping[str, int]:
         """Bytes written by path of the log, since the keeper began; what it said last if it does not answer."""
@@ -427,6 +441,9 @@ class KeeperClient:
         if self.on_pong is not None and self._asked_at is not None:
             self.on_pong(time.monotonic() - self._asked_at)
         self._asked_at = None
+        if self._ponged is not None:
+            self._ponged.set()
+            self._ponged = None
 
     def _take_count(self, message: Message) -> None:
         self._written = {**self._written, **message["written"]}

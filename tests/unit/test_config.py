@@ -198,7 +198,7 @@ def plain(value: object) -> Any:
     return json.loads(msgspec.json.encode(value, enc_hook=Size.text))
 
 
-@pytest.mark.parametrize("section", ["access", "api", "health", "metrics", "audit"])
+@pytest.mark.parametrize("section", ["access", "api", "health", "metrics", "audit", "daemon"])
 def test_the_page_has_every_key_with_its_default(section: str) -> None:
     (kind,) = (one.default for one in msgspec.structs.fields(File) if one.name == section)
     told = {

@@ -1,0 +1,69 @@
+"""`nexusctl systemd` for packagers, and what stands in the files: whole, with this interpreter's paths."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexusctl.unit_files import TEMPLATES, UNITS, unit_files
+
+ROOT = Path(__file__).parents[2]
+
+
+def systemd(*arguments: object) -> tuple[int, Any]:
+    command = [sys.executable, "-m", "nexusctl", "-o", "json", "systemd", *map(str, arguments)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    return ran.returncode, json.loads(ran.stdout) if ran.stdout else ran.stderr.decode()
+
+
+def test_a_packagers_tree_gets_all_files_and_this_host_none(tmp_path: Path) -> None:
+    status, done = systemd("install", "--root", tmp_path)
+    assert (status, done["next"]) == (0, None)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    units = {f"usr/lib/systemd/system/{name}" for name in UNITS}
+    assert found == units | {"usr/lib/sysusers.d/nexus.conf", "usr/lib/tmpfiles.d/nexus.conf"}
+    assert {str(tmp_path / one) for one in found} == set(done["files"])
+
+
+def test_status_tells_what_is_missing_and_what_was_changed(tmp_path: Path) -> None:
+    assert systemd("status", "--root", tmp_path)[0] == 3
+    systemd("install", "--root", tmp_path)
+    assert systemd("status", "--root", tmp_path)[0] == 0
+    changed = tmp_path / "usr/lib/systemd/system/nexusd.service"
+    changed.write_text("[Service]\n")
+    status, shown = systemd("status", "--root", tmp_path)
+    assert status == 3
+    assert {one["state"] for one in shown["files"] if one["path"] == str(changed)} == {"different"}
+
+
+def test_uninstall_removes_what_install_made_and_nothing_else(tmp_path: Path) -> None:
+    systemd("install", "--unprivileged", "--root", tmp_path)
+    units = tmp_path / "usr/lib/systemd/system"
+    (units / "nexusd.service.d/mine.conf").write_text("[Service]\n")
+    status, done = systemd("uninstall", "--root", tmp_path)
+    assert (status, len(done["removed"])) == (0, len(UNITS) + 3)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.conf"]
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "usr").write_text("in the way")
+    status, said = systemd("install", "--root", tmp_path)
+    assert status == 1
+    assert f"{tmp_path}/usr" in said
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(TEMPLATES.iterdir())])
+def test_every_template_is_installed_and_no_placeholder_is_left(name: str) -> None:
+    texts = [file.text for file in unit_files(None, unprivileged=True)]
+    assert not [text for text in texts if "@NEXUS" in text]
+    begun = (TEMPLATES / name).read_text().splitlines()[0]
+    assert len([text for text in texts if text.startswith(begun)]) == 1
+
+
+def test_the_folder_at_the_top_is_the_one_that_is_installed() -> None:
+    assert (ROOT / "systemd").resolve() == TEMPLATES.resolve()
