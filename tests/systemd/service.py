@@ -1,0 +1,131 @@
+"""nexusd as a service of the booted system: its modules, its commands, and who runs for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nexusctl.client import Client
+from nexusctl.selection import ids_of
+from tests.systemd.booted import BOUND_S, PROGRAMS, Machine
+
+UNIT = "nexusd.service"
+NEXUSCTL = f"{PROGRAMS}/bin/nexusctl"
+MODULES = Path("/etc/nexus/modules")
+SOCKET = Path("/run/nexus.sock")
+STANDING = "#!/bin/sh\nexec sleep 100000\n"
+
+Status = dict[str, Any]
+
+
+class Service:
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        machine.run(NEXUSCTL, "systemd", "install")
+        self.configure("")
+
+    def configure(self, text: str) -> None:
+        self.write("/etc/nexus/nexusd.toml", '[metrics]\nlisten = "off"\n' + text)
+
+    def drop_in(self, text: str) -> None:
+        self.write(f"/etc/systemd/system/{UNIT}.d/test.conf", text)
+        self.machine.run("systemctl", "daemon-reload")
+
+    def write(self, path: str | Path, text: str, mode: int = 0o644) -> None:
+        place = self.machine.path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+        place.chmod(mode)
+
+    def module(
+        self,
+        module_id: str,
+        program: str = STANDING,
+        manifest: str = "",
+        ready: str = "started",
+        run: str = "",
+    ) -> None:
+        self.write(MODULES / module_id / "run", program, 0o755)
+        self.write(
+            MODULES / module_id / "module.toml",
+            f'{manifest}\n[run]\nexec = ["./run"]\nready = "{ready}"\n{run}\n',
+        )
+
+    def start(self, bound_s: float = BOUND_S) -> Service:
+        self.machine.run("systemctl", "start", UNIT, bound_s=bound_s)
+        return self
+
+    def systemctl(self, *arguments: str) -> str:
+        return self.machine.run("systemctl", *arguments)
+
+    def nexusctl(self, *arguments: str) -> str:
+        return self.machine.run(NEXUSCTL, *arguments)
+
+    def call(self, method: str, timeout_s: float = BOUND_S, **params: Any) -> Any:
+        with self.client(timeout_s) as client:
+            return client.call(method, params)
+
+    def client(self, timeout_s: float = BOUND_S) -> Client:
+        return Client(self.machine.path(SOCKET), timeout_s)
+
+    def status(self) -> Status:
+        found: Status = self.call("get_status")
+        return found
+
+    # Who runs, by the pids of the booted system
+
+    @property
+    def main_pid(self) -> int:
+        return int(self.machine.shown(UNIT, "MainPID"))
+
+    @property
+    def keeper_pid(self) -> int:
+        pid: int = self.status()["keeper"]["pid"]
+        return pid
+
+    def replicas(self) -> dict[str, tuple[int, int]]:
+        """pid and restarts of each replica."""
+        return {one["name"]: (one["pid"], one["restarts"]) for one in self._instances()}
+
+    def began(self) -> dict[str, float]:
+        """When each replica was started, as nexusd says."""
+        return {one["name"]: one["since"] for one in self._instances()}
+
+    def _instances(self) -> Iterator[Status]:
+        with self.client() as client:
+            for module_id in ids_of(client.call("get_status")):
+                yield from client.call("get_status", {"module_id": module_id})["instances"]
+
+    def kill(self, pid: int, number: int = 9) -> None:
+        self.machine.run("kill", f"-{number}", pid)
+
+    def processes(self) -> list[str]:
+        """Every process in the service's control group, as PID and command line."""
+        procs = self.machine.try_run(
+            "sh", "-c", "find /sys/fs/cgroup/system.slice/nexusd.service -name cgroup.procs -exec cat {} +"
+        )
+        return procs.stdout.split()
+
+    def copies(self, command: str) -> int:
+        """How many processes have exactly this command line."""
+        return len(self.machine.try_run("pgrep", "-xf", command).stdout.split())
+
+    def await_other_main(self, former: int) -> None:
+        self.machine.await_("another nexusd has been started", lambda: self.main_pid not in (0, former))
+
+    def await_keeper(self) -> None:
+        self.machine.await_("the keeper is connected", lambda: self.status()["keeper"]["connected"])
+
+    def close(self) -> None:
+        """Whatever it left is ended, and its files are removed."""
+        machine = self.machine
+        machine.try_run("systemctl", "stop", UNIT, "nexusd.socket", "nexus-health.timer")
+        machine.try_run("sh", "-c", "echo 1 >/sys/fs/cgroup/system.slice/nexusd.service/cgroup.kill")
+        machine.try_run("systemctl", "reset-failed")
+        machine.run(
+            "sh",
+            "-c",
+            "rm -rf /etc/nexus /var/lib/nexus /var/log/nexus /run/nexus /etc/systemd/system/nexus*",
+        )
+        machine.run("systemctl", "daemon-reload")

@@ -1,0 +1,179 @@
+"""What happens to nexusd under systemd happens to nexusd alone: its modules keep their processes, its callers wait."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from nexusctl.client import RpcError
+from nexusctl.unreachable import Unreachable
+from tests.systemd.service import UNIT, Service
+
+QUICK = "[Service]\nWatchdogSec=2s\nTimeoutAbortSec=2s\n"
+LEAVES = '[daemon]\non_stop = "leave-modules"\n'
+
+
+@pytest.fixture
+def running(service: Service) -> Service:
+    service.drop_in(QUICK)
+    service.module("a/one", manifest="replicas = 2\n")
+    service.module("a/two")
+    return service.start()
+
+
+def of_nexusd(service: Service) -> None:
+    service.kill(service.main_pid)
+
+
+def of_the_keeper(service: Service) -> None:
+    service.kill(service.keeper_pid)
+
+
+def of_both(service: Service) -> None:
+    pids = (service.main_pid, service.keeper_pid)
+    service.machine.run("kill", "-9", *pids)
+
+
+@pytest.mark.parametrize("death", [of_nexusd, of_the_keeper, of_both])
+def test_a_sudden_death_changes_no_module(running: Service, death: Callable[[Service], None]) -> None:
+    before, began, main = running.replicas(), running.began(), running.main_pid
+    death(running)
+    if death is not of_the_keeper:
+        running.await_other_main(main)
+    running.machine.await_active(UNIT)
+    running.await_keeper()
+    assert running.replicas() == before
+    assert running.began() == pytest.approx(began, abs=0.5)
+    assert running.copies("sleep 100000") == len(before)
+
+
+def test_a_listening_socket_outlives_the_death_of_both(service: Service) -> None:
+    """Its last holder is the module itself, from which the next keeper takes it: the hardening must allow that."""
+    listening = "replicas = 1\nmax_replicas = 2\n"
+    service.module("a/net", manifest=listening, run='listen = ["tcp:127.0.0.1:7801"]')
+    service.start()
+    of_both(service)
+    service.await_keeper()
+    service.nexusctl("scale", "a/net", "2")
+    pids = [pid for pid, _ in service.replicas().values()]
+    sockets = {os.readlink(service.machine.path(f"/proc/{pid}/fd/3")) for pid in pids}
+    assert (len(pids), len(sockets)) == (2, 1)
+
+
+def test_a_second_death_during_the_recovery_changes_no_module(running: Service) -> None:
+    before = running.replicas()
+    for _ in range(3):
+        main = running.main_pid
+        running.kill(main)
+        running.await_other_main(main)  # begun, and not yet ready
+    running.machine.await_active(UNIT)
+    assert running.replicas() == before
+    assert running.copies("sleep 100000") == len(before)
+
+
+def test_a_nexusd_that_hangs_is_replaced_by_systemd_and_no_module_notices(running: Service) -> None:
+    before, main = running.replicas(), running.main_pid
+    begun = time.monotonic()
+    running.kill(main, signal.SIGSTOP)
+    running.await_other_main(main)
+    assert time.monotonic() - begun < 2 + 2 + 5  # the watchdog, its patience with SIGABRT, a busy machine
+    running.machine.await_active(UNIT)
+    assert running.replicas() == before
+    assert "watchdog" in running.machine.journal(200).lower()
+
+
+def test_a_nexusd_at_work_is_left_alone_by_its_watchdog(running: Service) -> None:
+    """Three intervals, with a keeper that is lost in between."""
+    main = running.main_pid
+    until = time.monotonic() + 6
+    running.kill(running.keeper_pid)
+    while time.monotonic() < until:
+        assert running.status()["pid"] == main
+        time.sleep(0.2)
+    assert running.main_pid == main
+
+
+def test_a_socket_file_that_somebody_removed_is_told_and_nobody_is_killed_for_it(running: Service) -> None:
+    main = running.main_pid
+    running.machine.run("rm", "/run/nexus.sock")
+    told = "the file /run/nexus.sock is gone"
+    running.machine.await_("it is told", lambda: told in running.machine.journal())
+    until = time.monotonic() + 4  # two intervals
+    while time.monotonic() < until:
+        assert running.main_pid == main
+        time.sleep(0.2)
+
+
+def test_a_keeper_that_hangs_does_not_pass_for_a_completed_pass(running: Service) -> None:
+    """nexusd would replace it after 10 s; here systemd has less patience, and the new nexusd finds it as it is."""
+    before, main, keeper = running.replicas(), running.main_pid, running.keeper_pid
+    running.kill(keeper, signal.SIGSTOP)
+    running.await_other_main(main)
+    running.kill(keeper, signal.SIGCONT)
+    running.machine.await_active(UNIT)
+    assert running.replicas() == before
+
+
+def test_requests_wait_for_the_next_nexusd(running: Service) -> None:
+    main = running.main_pid
+    running.kill(main)
+    assert running.status()["pid"] not in (0, main)
+
+
+def test_a_restart_begins_with_fresh_modules_by_default(running: Service) -> None:
+    before = running.replicas()
+    running.systemctl("restart", UNIT)
+    after = running.replicas()
+    assert after.keys() == before.keys()
+    assert not {pid for pid, _ in before.values()} & {pid for pid, _ in after.values()}
+    assert running.copies("sleep 100000") == len(before)
+
+
+def test_a_restart_leaves_the_modules_where_that_was_chosen(service: Service) -> None:
+    service.configure(LEAVES)
+    service.module("a/one", manifest="replicas = 2\n")
+    before, main, keeper = service.start().replicas(), service.main_pid, service.keeper_pid
+    service.systemctl("restart", UNIT)
+    assert service.main_pid != main
+    assert (service.replicas(), service.keeper_pid) == (before, keeper)
+    service.systemctl("stop", UNIT)
+    assert service.copies("sleep 100000") == 2
+    service.systemctl("start", UNIT)
+    assert service.replicas() == before
+    service.nexusctl("shutdown")
+    service.machine.await_active(UNIT, "inactive")
+    assert service.processes() == []
+
+
+@pytest.mark.parametrize("settings", ["", LEAVES])
+def test_callers_that_ask_all_the_time_are_all_answered_over_a_restart(
+    service: Service, settings: str
+) -> None:
+    service.configure(settings)
+    service.module("a/one")
+    first = service.start().main_pid
+    told: list[int | str] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                told.append(service.status()["pid"])
+            except (Unreachable, RpcError) as error:
+                told.append(str(error))
+
+    callers = [threading.Thread(target=ask) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    service.systemctl("restart", UNIT)
+    second = service.main_pid
+    service.machine.await_("the new one answers them", lambda: told[-1] == second)
+    over.set()
+    for caller in callers:
+        caller.join()
+    assert set(told) == {first, second}
