@@ -14,28 +14,16 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from nexusd.keeper import endpoints, journal_stream, protocol, startup
 from nexusd.keeper.probe_client import ProbeClient
 from nexusd.keeper.protocol import MOST_FDS, Message, Outbox, TooLong
-from nexusd.keeper.run import unread_notices
+from nexusd.keeper.table import KnownRun, Table
 
 HUNG_S = 10.0
 _LEAVE_S = 2.0  # how long a dismissed keeper may take to hear of it
 _RESTART_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 log = logging.getLogger("nexusd.keeper")
-
-
-@dataclass(slots=True)
-class _Run:
-    """What a new keeper needs to take a run over, and what is to be removed in the end."""
-
-    fds: tuple[int, ...]  # log, notify
-    paths: tuple[str, ...]  # of the sockets that were bound for it
-    entry: Message | None = None
-    running: bool = False
-    notices: Message | None = None
 
 
 class KeeperClient:
@@ -61,10 +49,9 @@ class KeeperClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sock: socket.socket | None = None
         self._outbox = Outbox()
-        self._runs: dict[str, _Run] = {}
+        self._table = Table()
         self._notes: dict[str, str] = {}
         self._held: dict[str, int] = {}
-        self._statuses: dict[int, int] = {}
         self._probes = ProbeClient(self._send)
         self._restarts: deque[float] = deque(maxlen=len(_RESTART_S))
         self._asked_at: float | None = None
@@ -87,7 +74,7 @@ class KeeperClient:
     def open(self) -> None:
         """Connect to the keeper that is there, or start one. Its table follows through `hear`."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._table.reap)
         self._soft_files = startup.raise_file_limit()
         self._use(self._connect())
         self._loop.call_later(self._hung_s / 5, self._ping)
@@ -106,10 +93,8 @@ class KeeperClient:
         self._heard_at = time.monotonic()
         self._welcomed = False
         self._loop.add_reader(sock, self._read)
-        for key, run in self._runs.items():
-            if run.entry is not None:
-                adopted = {"say": "adopt", "run": key, "entry": run.entry}
-                self._say({**adopted, "running": run.running, "notices": run.notices or {}}, run.fds)
+        for message, fds in self._table.adoptions():
+            self._say(message, fds)
         for name, text in self._notes.items():
             self._say({"say": "note", "name": name, "text": text})
         for name, fd in self._held.items():
@@ -158,10 +143,8 @@ class KeeperClient:
         """Leave the keeper and its runs alone; a later nexusd finds them."""
         self._leaving = True
         self._hang_up()
-        for run in self._runs.values():
-            protocol.close_all(run.fds)
+        self._table.let_go()
         protocol.close_all(tuple(self._held.values()))
-        self._runs.clear()
         self._held.clear()
         if self._loop is not None:
             self._loop.remove_signal_handler(signal.SIGCHLD)
@@ -205,7 +188,7 @@ class KeeperClient:
             raise
         log_read, log_write, notify, control = opened
         protocol.close_all((log_write, control))
-        self._runs[key] = _Run((log_read, notify), paths)
+        self._table.runs[key] = KnownRun((log_read, notify), paths)
 
     async def probe(self, launch: Message, timeout_s: float) -> Message | None:
         """Run a check program; None: nothing is known, the keeper is not there. Raises TooLong."""
@@ -218,19 +201,12 @@ class KeeperClient:
         self._say({"say": "kill", "run": key})
 
     def forget(self, key: str) -> None:
-        self._drop(key)
+        self._table.drop(key)
         self._say({"say": "forget", "run": key})
-
-    def _drop(self, key: str) -> None:
-        if (run := self._runs.pop(key, None)) is not None:
-            protocol.close_all(run.fds)
-            endpoints.unlink(run.paths)
-            if run.entry is not None:
-                self._statuses.pop(run.entry["pid"], None)
 
     def socket_paths(self) -> set[str]:
         """The sockets of all runs that there are."""
-        return {path for run in self._runs.values() for path in run.paths}
+        return self._table.socket_paths()
 
     def note(self, name: str, text: str | None) -> None:
         """Have the keeper remember a line of text for the nexusd that comes after us."""
@@ -263,22 +239,19 @@ class KeeperClient:
 
     def processes(self) -> dict[str, tuple[int, int, str | None]]:
         """pid, start time (clock ticks) and cgroup of each run's first process, by the run's key."""
-        entries = ((key, run.entry) for key, run in self._runs.items() if run.entry)
-        return {key: (one["pid"], one["start_ticks"], one.get("leaf") or None) for key, one in entries}
+        return self._table.processes()
 
     def leaf(self, key: str) -> str | None:
         """The cgroup that the run was born in, if it has one."""
-        run = self._runs.get(key)
-        return (run.entry.get("leaf") or None) if run is not None and run.entry else None
+        return self._table.leaf(key)
 
     def journal(self, key: str) -> str | None:
         """What journald calls the run's output; None: it goes to a file."""
-        run = self._runs.get(key)
-        return run.entry["log"].get("journal") if run is not None and run.entry else None
+        return self._table.journal(key)
 
     def keys(self) -> list[str]:
         """Of all runs that there are."""
-        return list(self._runs)
+        return list(self._table.runs)
 
     async def answers(self, patience_s: float) -> bool:
         """Whether the keeper comes round its loop within that time."""
@@ -356,22 +329,15 @@ class KeeperClient:
     def _take(self, message: Message, fds: list[int]) -> None:
         match message["say"]:
             case "run":
-                self._remember(message, fds)
+                self._table.take_row(message, fds)
             case "note":
                 self._notes[message["name"]] = message["text"]
             case "held":
                 self._take_held(message["name"], fds[0])
-            case "spawned":
-                if (run := self._runs.get(message["run"])) is not None:
-                    run.entry, run.running = message["entry"], message["running"]
-            case "running":
-                if (run := self._runs.get(message["run"])) is not None:
-                    run.running = True
-            case "notify":
-                if (run := self._runs.get(message["run"])) is not None:
-                    run.notices = {**(run.notices or {}), **message["notices"]}
+            case "spawned" | "running" | "notify":
+                self._table.take(message)
             case "exited" if message["status"] is None:
-                message["status"] = self._status_of(message["run"])
+                message["status"] = self._table.status_of(message["run"])
             case "welcome" if message.get("protocol") != protocol.VERSION:
                 log.warning("keeper %d speaks another version of the protocol: replaced", message["pid"])
                 os.kill(message["pid"], signal.SIGKILL)
@@ -389,28 +355,10 @@ class KeeperClient:
                 return
         self._hear(message)
 
-    def _remember(self, message: Message, fds: list[int]) -> None:
-        """A row of the table. A keeper that found the run by itself has made it a new notify socket."""
-        key, entry = message["run"], message["entry"]
-        known = self._runs.get(key)
-        if known is not None and not fds:
-            fds = list(known.fds)
-        elif known is not None:
-            # What was said to the old socket and read by no keeper would be lost with it: READY=1, as a rule.
-            message["notices"] = unread_notices(known.fds[1]) | message["notices"]
-            protocol.close_all(known.fds)
-        paths = (entry["notify_path"], entry["control_path"])
-        self._runs[key] = _Run(tuple(fds), paths, entry, message["running"], message["notices"])
-        ended = message["ended"]
-        if ended is not None and ended["status"] is None:
-            ended["status"] = self._status_of(key)
-
     def _welcome(self, message: Message) -> None:
-        """What the former keeper never started stands in no table: its descriptors are let go."""
         self.pid = message["pid"]
         self._welcomed = True
-        for key in [key for key, run in self._runs.items() if run.entry is None]:
-            self._drop(key)
+        self._table.drop_unborn()
 
     def _take_held(self, name: str, fd: int) -> None:
         if name in self._held:
@@ -418,7 +366,7 @@ class KeeperClient:
         else:
             self._held[name] = fd
 
-    # Is it alive, and who died
+    # Is it alive
 
     def _ping(self) -> None:
         """A keeper that says nothing for so long is killed and replaced: nothing it holds is lost by that."""
@@ -450,24 +398,3 @@ class KeeperClient:
         if message["left"] <= 0 and self._counted is not None:
             self._counted.set()
             self._counted = None
-
-    def _reap(self) -> None:
-        """The one reaper of this process: the keeper, and whom its death leaves to us."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if any(run.entry is not None and run.entry["pid"] == pid for run in self._runs.values()):
-                self._statuses[pid] = status
-
-    def _status_of(self, key: str) -> int | None:
-        """The wait status of a run that was ours to reap; None, unknown, where it was somebody else's.
-
-        Kept until it is forgotten: a new keeper may tell the end twice, as news and in its table.
-        """
-        self._reap()
-        run = self._runs.get(key)
-        return None if run is None or run.entry is None else self._statuses.get(run.entry["pid"])

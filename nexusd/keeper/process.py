@@ -361,13 +361,7 @@ class Keeper:
     def _reap(self) -> None:
         """One reaper for children and for the orphans that the subreaper inherits."""
         self._ears[0].recv(4096)
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in proctable.reap():
             run = self._by_pid.get(pid)
             if run is not None and run.is_child:
                 self._first_ended(run, status)

@@ -151,6 +151,18 @@ def send_signal(process: Stat, number: int) -> bool:
         os.close(pidfd)
 
 
+def reap() -> Iterator[tuple[int, int]]:
+    """Each child of this process that has ended, with its wait status."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
+
+
 def take_listening_socket(pid: int, number: int) -> int:
     """A duplicate of another process's listening socket (pidfd_getfd(2)). Raises OSError when it can't be had."""
     libc = ctypes.CDLL(None, use_errno=True)

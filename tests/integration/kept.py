@@ -102,7 +102,7 @@ class Kept:
         self.unheard.append(message)
 
     def keys(self) -> list[str]:
-        return list(self.kept._runs)
+        return self.kept.keys()
 
     # Waiting
 

@@ -273,7 +273,7 @@ def test_notices_that_come_while_nexusd_is_away_are_remembered(kept: Kept) -> No
     rows = kept.connect()
     if rows[0]["notices"].get("STATUS") != "49":  # the last ones may have come after the table was told
         kept.until("notify")
-    assert kept.kept._runs["one"].notices == {"READY": "1", "STATUS": "49"}
+    assert kept.kept._table.runs["one"].notices == {"READY": "1", "STATUS": "49"}
 
 
 def test_a_module_cannot_fill_the_keeper_with_names_of_its_own(kept: Kept) -> None:
@@ -283,8 +283,8 @@ def test_a_module_cannot_fill_the_keeper_with_names_of_its_own(kept: Kept) -> No
         tell(kept, "one", b"X%d=" % number + b"x" * 1000)
     tell(kept, "one", b"\n".join([b"READY=1", b"STATUS=" + b"\1" * 4000]))
     kept.connect()
-    assert kept.kept._runs["one"].notices is not None
-    assert set(kept.kept._runs["one"].notices) <= {"READY", "STATUS"}
+    assert kept.kept._table.runs["one"].notices is not None
+    assert set(kept.kept._table.runs["one"].notices) <= {"READY", "STATUS"}
 
 
 def test_a_barrier_is_released_at_once_and_its_descriptor_does_not_stay(kept: Kept) -> None:

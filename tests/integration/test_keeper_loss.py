@@ -268,7 +268,7 @@ def test_a_notice_that_no_keeper_has_read_is_told_by_the_next(kept: Kept) -> Non
     kept.start("one", "/bin/sleep", "1000")
     os.kill(kept.keeper, signal.SIGSTOP)
     tell(kept, "one", b"READY=1")
-    kept.kept._runs["one"].entry = None  # as if the keeper had been killed before it told of the run
+    kept.kept._table.runs["one"].entry = None  # as if the keeper had been killed before it told of the run
     kept.kill_keeper()
     kept.until("lost")
     assert rows_of(kept.table())["one"]["notices"] == {"READY": "1"}
