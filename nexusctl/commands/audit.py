@@ -20,7 +20,7 @@ from nexusctl.exits import DENIED, DONE, FAILED
 from nexusctl.invocation import ACTION_TIMEOUT_S, Invocation
 from nexusctl.output import clean, compact, folded, indented, moment, value_text
 from nexusctl.selection import NO_SUCH_MODULE, is_pattern, with_near_match
-from nexusd.domain.chain import Verdict, Verification, head_of, in_order
+from nexusd.domain.chain import Verification, head_of, in_order
 
 MOST_RECORDS = 10_000  # that the daemon gives at once
 OUTCOME_COLOURS = {"ok": "green", "begun": "cyan"}
@@ -188,7 +188,7 @@ def _verified_here(paths: Sequence[str], head_path: str | None, anchors: dict[in
             stack.enter_context(open(path, "rb")) for path in _files(paths)
         ]:  # all before any is read
             verification.read(file.name, (line.removesuffix(b"\n") for line in file))
-    return {**_told(verification.verdict()), "has_head": head is not None}
+    return {**verification.verdict().told(), "has_head": head is not None}
 
 
 def _files(paths: Sequence[str]) -> Iterable[str]:
@@ -197,20 +197,6 @@ def _files(paths: Sequence[str]) -> Iterable[str]:
             yield from (os.path.join(path, name) for name in in_order(os.listdir(path)))
         else:
             yield path
-
-
-def _told(verdict: Verdict) -> dict[str, Any]:
-    """In the shape of the daemon's answer."""
-    findings = [{name: getattr(one, name) for name in one.__slots__} for one in verdict.findings]
-    return {
-        "whole": verdict.is_whole,
-        "records": verdict.records,
-        "first": verdict.first,
-        "last": {"seq": verdict.last.seq, "hash": verdict.last.hash} if verdict.last else None,
-        "after_head": verdict.after_head,
-        "findings": findings,
-        "findings_total": len(findings),
-    }
 
 
 def _verdict(told: dict[str, Any]) -> Iterable[str]:

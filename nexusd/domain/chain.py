@@ -7,8 +7,9 @@ Reading the files is for others.
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from typing import Any
 
 CURRENT = "audit.log"  # the newest file; an older one is named for its first record
 OLDER = re.compile(r"audit\.(\d{12})\.log")
@@ -80,6 +81,18 @@ class Verdict:
     @property
     def is_whole(self) -> bool:
         return not self.findings
+
+    def told(self, most: int | None = None) -> dict[str, Any]:
+        """In the shape of the API's answer. most: findings; all of them are counted."""
+        return {
+            "whole": self.is_whole,
+            "records": self.records,
+            "first": self.first,
+            "last": asdict(self.last) if self.last else None,
+            "after_head": self.after_head,
+            "findings": [asdict(one) for one in self.findings[:most]],
+            "findings_total": len(self.findings),
+        }
 
 
 def sealed(content: bytes, before: Mark) -> tuple[bytes, Mark]:

@@ -16,9 +16,9 @@ from msgspec import Meta, Struct
 from nexusd.domain import audit
 from nexusd.domain.access import Caller
 from nexusd.domain.audit import Entry, IsSecret
-from nexusd.domain.errors import Busy, InvalidParams, NexusError, PermissionDenied
+from nexusd.domain.errors import Busy, InvalidParams, PermissionDenied
 from nexusd.ports import AuditLog
-from nexusd.rpc.call import Call, Method
+from nexusd.rpc.call import Call, Ended, Method
 
 MOST_REFUSALS = 100  # lines of one user in a second: nobody without rights may flood the log with refusals
 MOST_FINDINGS = 100
@@ -50,14 +50,8 @@ class AuditTrail:
     async def _begin(self, begun: _Begun) -> None:
         begun.seq = await self._log.begin(begun.entry)
 
-    def done(
-        self,
-        call: Call,
-        method: Method,
-        params: Mapping[str, Any],
-        error: NexusError | None,
-        elapsed_s: float,
-    ) -> None:
+    def done(self, ended: Ended) -> None:
+        call, method, params, error, elapsed_s = ended
         begun = self._begun.pop(id(params), None)
         is_refused = isinstance(error, PermissionDenied)
         if not (method.audited or is_refused or self._with_reads):
@@ -155,19 +149,7 @@ class AuditReading:
         if not all(seq.isdecimal() and len(seq) < 19 for seq in params.anchors):
             raise InvalidParams("anchors: expected numbers of records, each with its hash")
         verdict = await self._log.verify({int(seq): noted for seq, noted in params.anchors.items()})
-        findings = verdict.findings[:MOST_FINDINGS]
-        return {
-            "whole": verdict.is_whole,
-            "records": verdict.records,
-            "first": verdict.first,
-            "last": {"seq": verdict.last.seq, "hash": verdict.last.hash} if verdict.last else None,
-            "after_head": verdict.after_head,
-            "findings": [
-                {"file": one.file, "line": one.line, "problem": one.problem, "text": one.text}
-                for one in findings
-            ],
-            "findings_total": len(verdict.findings),
-        }
+        return verdict.told(MOST_FINDINGS)
 
 
 def _concerns(line: bytes, module_id: str) -> bool:

@@ -3,13 +3,14 @@
 The table of methods stands in `nexusd.rpc.methods`; running a row is the dispatcher's.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from nexusd.domain.access import Caller
+from nexusd.domain.errors import NexusError
 from nexusd.rpc import codec
 
 
@@ -94,3 +95,13 @@ class Method:
     params: type[msgspec.Struct] = NoParams
     permission: str | None = None
     audited: bool = False
+
+
+class Ended(NamedTuple):
+    """A call of a known method that has ended, refused ones included."""
+
+    call: Call
+    method: Method
+    params: Mapping[str, Any]  # what the caller sent, by name
+    error: NexusError | None
+    elapsed_s: float

@@ -29,7 +29,7 @@ from nexusd.domain.decoding import prepare
 from nexusd.domain.errors import InvalidParams, NexusError, ShuttingDown
 from nexusd.domain.fields import near_match
 from nexusd.rpc import codec
-from nexusd.rpc.call import Call, Method
+from nexusd.rpc.call import Call, Ended, Method
 
 log = logging.getLogger("nexusd.rpc")
 
@@ -45,15 +45,8 @@ class Observer(Protocol):
         only an audited method may be kept waiting for.
         """
 
-    def done(
-        self,
-        call: Call,
-        method: Method,
-        params: Mapping[str, Any],
-        error: NexusError | None,
-        elapsed_s: float,
-    ) -> None:
-        """It has ended, refused ones included."""
+    def done(self, ended: Ended) -> None:
+        """What it leads to is not awaited, and what goes wrong in it changes no answer."""
 
 
 class Dispatcher:
@@ -214,9 +207,10 @@ class _Attempt:
 
     def _tell_observers(self, error: NexusError | None) -> None:
         elapsed_s = time.perf_counter() - self._began
+        ended = Ended(self._call, self._method, self._sent, error, elapsed_s)
         for observer in self._observers:
             try:
-                observer.done(self._call, self._method, self._sent, error, elapsed_s)
+                observer.done(ended)
             except Exception:
                 log.exception("an observer failed after %s", self._method.name)
 

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from nexusd.domain.errors import NexusError
 from nexusd.operations import Operations
 from nexusd.ports import MetricsPages
-from nexusd.rpc.call import Call, Method
+from nexusd.rpc.call import Call, Ended, Method
 from nexusd.rpc.methods import OneModule
 
 # The outcomes of a reload that was tried; whatever else can go wrong kept it from being tried.
@@ -50,18 +49,11 @@ class CallCounter:
     def admit(self, _call: Call, _method: Method, _params: Mapping[str, Any]) -> None:
         """Counted when it is done."""
 
-    def done(
-        self,
-        _call: Call,
-        method: Method,
-        params: Mapping[str, Any],
-        error: NexusError | None,
-        elapsed_s: float,
-    ) -> None:
-        outcome = "ok" if error is None else error.kind
-        self._figures.called(method.name, outcome, elapsed_s)
-        if method.name == "reload_module" and params.get("wait", True):
-            self._count_reload(params.get("module_id"), outcome, elapsed_s)
+    def done(self, ended: Ended) -> None:
+        outcome = "ok" if ended.error is None else ended.error.kind
+        self._figures.called(ended.method.name, outcome, ended.elapsed_s)
+        if ended.method.name == "reload_module" and ended.params.get("wait", True):
+            self._count_reload(ended.params.get("module_id"), outcome, ended.elapsed_s)
 
     def _count_reload(self, module_id: object, outcome: str, elapsed_s: float) -> None:
         if isinstance(module_id, str) and outcome in ("ok", *_FAILED):

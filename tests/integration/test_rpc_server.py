@@ -319,7 +319,8 @@ class Notes:
         if method.name in self.refuse:
             raise NotPossible("the audit log cannot be written")
 
-    def done(self, call, method, params, error, elapsed_s):
+    def done(self, ended):
+        call, method, params, error, elapsed_s = ended
         self.notes.append((call.caller.uid, method.name, dict(params), error and error.kind, elapsed_s >= 0))
 
 

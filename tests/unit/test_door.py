@@ -12,7 +12,7 @@ import pytest
 
 from nexusd.domain.access import Caller
 from nexusd.domain.errors import NoSuchModule, PermissionDenied
-from nexusd.rpc.call import Call, CallFailed, CallRefused, Method, NoParams
+from nexusd.rpc.call import Call, CallFailed, CallRefused, Ended, Method, NoParams
 from nexusd.rpc.dispatch import Dispatcher
 from nexusd.rpc.door import Door
 
@@ -28,8 +28,9 @@ class Observed:
     def admit(self, call: Call, method: Method, params: Any) -> None:
         self.calls.append(("admitted", method.name, dict(params), call.caller.pid))
 
-    def done(self, call: Call, method: Method, params: Any, error: Any, elapsed_s: float) -> None:
-        self.calls.append(("done", method.name, dict(params), error and error.kind))
+    def done(self, ended: Ended) -> None:
+        error = ended.error
+        self.calls.append(("done", ended.method.name, dict(ended.params), error and error.kind))
 
 
 def authorise(caller: Caller, permission: str) -> None:
