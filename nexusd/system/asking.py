@@ -16,8 +16,8 @@ from nexusd.domain.manifest_sections import Check
 from nexusd.domain.module import Module
 from nexusd.domain.replica import Replica
 from nexusd.ports import Control, Programs
+from nexusd.system.exits import exit_of, refused
 from nexusd.system.http_check import NoAnswer, phrase, status_of
-from nexusd.system.processes import exit_of, refused
 
 GOOD = Said("healthy")
 LONGEST_REASON = 300

@@ -20,7 +20,8 @@ from nexusd.domain.module import Module
 from nexusd.domain.policy import policy_of
 from nexusd.domain.replica import Exit, Replica, Stopping, Stuck
 from nexusd.ports import Processes
-from nexusd.system.processes import DEFINITION_NOTE, Note, exit_of
+from nexusd.system.exits import exit_of
+from nexusd.system.notes import DEFINITION_NOTE, Note
 
 log = logging.getLogger("nexusd.keeper")
 

@@ -1,37 +1,25 @@
-"""Replicas as processes of the keeper: what a launch consists of, and what the keeper's news mean.
+"""Replicas as processes of the keeper: what a launch consists of.
 
-Implements `ports.Processes`. Environment, working folder, limits and sockets of a process are decided here
-from the manifest; forking is the keeper's.
+Implements `ports.Processes`. Working folder, limits and sockets of a process are decided here from the manifest;
+forking is the keeper's.
 """
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from signal import SIGCONT
 from typing import Any, Protocol
 
-import msgspec
-
 from nexusd.domain import runs
-from nexusd.domain.addresses import parse_listen
-from nexusd.domain.decoding import prepare
-from nexusd.domain.manifest import Definition, Manifest
+from nexusd.domain.manifest import Manifest
 from nexusd.domain.module import Module
-from nexusd.domain.replica import Exit, Replica
-from nexusd.domain.units import unit_number
+from nexusd.domain.replica import Replica
 from nexusd.ports import Configs, Copies, Logs
 from nexusd.system.containment import Containment
+from nexusd.system.environment import NOT_FOR_CHECKS, Environments
 from nexusd.system.listening import open_socket, socket_name
+from nexusd.system.notes import Notes
 from nexusd.system.users import User, look_up
-
-# nexusd's own, which mean something else, or nothing, to a module (sd_notify(3), sd_listen_fds(3)).
-OWN_PREFIXES = ("NEXUS_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "JOURNAL_STREAM")
-
-_NOT_FOR_CHECKS = (
-    "LISTEN_FDNAMES",
-    "WATCHDOG_USEC",
-    "NEXUS_FORMER_STATE",
-)  # they speak of the replica itself
 
 
 class Keeper(Protocol):
@@ -49,24 +37,6 @@ class Keeper(Protocol):
     def held_names(self) -> list[str]: ...
 
 
-class Note(msgspec.Struct, frozen=True):
-    """What the keeper remembers of a module for a later nexusd."""
-
-    generation: int
-    since: float
-    replicas: tuple[Replica, ...]
-
-
-prepare(Note)
-
-DEFINITION_NOTE = "definition "
-
-
-def definition_note(module_id: str) -> str:
-    """The name of the note with a module's definition; that with its replicas bears the module's id."""
-    return DEFINITION_NOTE + module_id
-
-
 class ReplicaProcesses:
     def __init__(
         self,
@@ -80,16 +50,14 @@ class ReplicaProcesses:
     ) -> None:
         self._keeper = keeper
         self._runtime = runtime
+        self._environments = Environments(configs, self.socket_path)
+        self._notes = Notes(keeper)
         self._logs = logs
         self._configs = configs
         self._copies = copies
-        self._remembered: dict[str, Definition] = {}
         self._host_program = host_program
         self._containment = containment
         self.holds_back = False
-        self._inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)
-        }
 
     def spawn(self, run: str, replica: Replica, module: Module) -> None:
         """While it holds back nothing is started: the keeper's table, told before, would not have the run, and
@@ -106,8 +74,8 @@ class ReplicaProcesses:
         names = self._listening(module.id, manifest)
         launch = {
             **self._program(definition.folder, manifest, user, definition.folder != module.folder),
-            "environment": self._environment(run, replica, module.folder, manifest, user, config)
-            | self._predecessor(replica, module),
+            "environment": self._environments.of(run, replica, module.folder, manifest, user, config)
+            | self._environments.predecessor(replica, module),
             "directory": os.path.join(module.folder, manifest.run.directory or ""),
             "limits": self._containment.rlimits(_limits(manifest)),
             **self._containment.launch(run, manifest),
@@ -129,10 +97,10 @@ class ReplicaProcesses:
         manifest = definition.manifest
         user = look_up(manifest.run.user, manifest.run.group)
         config = self._configs.path(definition, replica.generation)
-        environment = self._environment(run, replica, module.folder, manifest, user, config)
+        environment = self._environments.of(run, replica, module.folder, manifest, user, config)
         launch = {
             "argv": _argv(module.folder, argv),
-            "environment": {name: text for name, text in environment.items() if name not in _NOT_FOR_CHECKS},
+            "environment": {name: text for name, text in environment.items() if name not in NOT_FOR_CHECKS},
             "directory": os.path.join(module.folder, manifest.run.directory or ""),
             "limits": _limits(manifest),
             "user": _change_of_user(user),
@@ -156,22 +124,11 @@ class ReplicaProcesses:
 
     def remember(self, module_id: str, module: Module | None) -> None:
         if module is None or module.definition is None or not (module.asked or module.replicas):
-            self._keeper.note(module_id, None)
-            self._keeper.note(definition_note(module_id), None)
-            self._remembered.pop(module_id, None)
+            self._notes.drop(module_id)
             return
-        note = Note(module.generation, module.since, module.replicas)
-        self._keeper.note(module_id, msgspec.json.encode(note).decode())
-        self._remember_definition(module.definition)
+        self._notes.write(module, module.definition)
         if module.upgrade is None:
             self._release_unused(module)
-
-    def _remember_definition(self, definition: Definition) -> None:
-        """The one in force: a manifest that is broken later, while nexusd is away, does not end what runs."""
-        if self._remembered.get(definition.id) is not definition:
-            text = msgspec.json.encode(definition, enc_hook=unit_number).decode()
-            self._keeper.note(definition_note(definition.id), text)
-            self._remembered[definition.id] = definition
 
     def _release_unused(self, module: Module) -> None:
         """Listening sockets stay open while the module is wanted, whether or not a replica runs just now."""
@@ -196,48 +153,6 @@ class ReplicaProcesses:
         if run.interpreter is not None or user is not None:
             return {"argv": [run.interpreter or sys.executable, self._host_program, run.python, folder]}
         return {"python": run.python, "folder": folder}
-
-    def _environment(
-        self,
-        run: str,
-        replica: Replica,
-        folder: str,
-        manifest: Manifest,
-        user: User | None,
-        config: str,
-    ) -> dict[str, str]:
-        environment = dict(self._inherited)
-        if user is not None and user.name is not None and user.home is not None:
-            environment |= {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
-        if manifest.run.environment_file is not None:
-            environment |= read_environment(os.path.join(folder, manifest.run.environment_file))
-        environment |= manifest.run.environment
-        environment |= {
-            "NEXUS_MODULE_ID": replica.module_id,
-            "NEXUS_REPLICA": str(replica.index),
-            "NEXUS_GENERATION": str(replica.generation),
-            "NEXUS_RUN": run,
-            "NEXUS_STOP_TIMEOUT": f"{manifest.stop.timeout:g}",
-            "NEXUS_CONFIG": config,
-            "NOTIFY_SOCKET": self.socket_path(run, "notify"),
-        }
-        if (state := self._configs.former_state(replica)) is not None:
-            environment["NEXUS_FORMER_STATE"] = state
-        if manifest.health.watchdog is not None:
-            environment["WATCHDOG_USEC"] = str(int(manifest.health.watchdog * 1_000_000))
-        if manifest.run.listen:
-            environment["LISTEN_FDNAMES"] = ":".join(_fd_name(entry) for entry in manifest.run.listen)
-        return environment
-
-    def _predecessor(self, replica: Replica, module: Module) -> dict[str, str]:
-        """Where the replica that this one replaces can be asked for its connections."""
-        former = (
-            one.run
-            for one in module.replicas
-            if one.index == replica.index and one.generation < replica.generation and one.run is not None
-        )
-        run = next(former, None)
-        return {} if run is None else {"NEXUS_PREDECESSOR": self.socket_path(run, "control")}
 
     def _log(self, replica: Replica, manifest: Manifest) -> dict[str, Any]:
         path = self._logs.path(replica.name)
@@ -267,26 +182,6 @@ def _in_copy(folder: str, word: str) -> str:
     return path if os.path.isfile(path) and not os.path.islink(path) else word
 
 
-def read_environment(path: str) -> dict[str, str]:
-    """NAME=value lines, `#` comments, values in quotes if wanted (systemd.exec(5), EnvironmentFile=)."""
-    environment = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            text = line.strip()
-            if not text or text.startswith(("#", ";")):
-                continue
-            name, equals, value = text.partition("=")
-            if not equals or not name.strip():
-                raise ValueError(f"{path} line {number}: expected NAME=value")
-            environment[name.strip()] = _unquoted(value.strip())
-    return environment
-
-
-def _unquoted(value: str) -> str:
-    quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'"
-    return value[1:-1] if quoted else value
-
-
 def _limits(manifest: Manifest) -> dict[str, int]:
     """What rlimits can hold: a process's own memory and files. cpu and tasks want a cgroup (`Containment`)."""
     limits = manifest.limits
@@ -296,31 +191,3 @@ def _limits(manifest: Manifest) -> dict[str, int]:
 
 def _change_of_user(user: User | None) -> dict[str, Any] | None:
     return None if user is None else {"uid": user.uid, "gid": user.gid, "groups": user.groups}
-
-
-def _fd_name(entry: str) -> str:
-    """Colons part the names in LISTEN_FDNAMES; a socket without one is "unknown" (sd_listen_fds(3))."""
-    return parse_listen(entry).name or "unknown"
-
-
-def exit_of(status: int | None, refusal: Mapping[str, Any] | None) -> Exit:
-    """The keeper's wait status (None: nobody of ours could reap it) in the domain's terms."""
-    if refusal is not None:
-        return Exit(cause=refused(refusal))
-    if status is None:
-        return Exit()
-    if os.WIFSIGNALED(status):
-        return Exit(signal=os.WTERMSIG(status))
-    return Exit(code=os.waitstatus_to_exitcode(status))
-
-
-def refused(refusal: Mapping[str, Any]) -> str:
-    """Why the module's own code was never reached."""
-    about, reason = refusal["about"], refusal["reason"]
-    if refusal["step"] != "exec" or about is None:
-        return f"cannot be started ({refusal['step']}): {reason}" + (f": {about}" if about else "")
-    if os.path.isdir(about):
-        return f"cannot execute {about}: it is a directory"
-    if refusal["errno"] == 2 and os.path.exists(about):
-        return f"cannot execute {about}: the interpreter in its first line is not there"
-    return f"cannot execute {about}: {reason}"

@@ -19,8 +19,11 @@ from nexusd.domain.replica import Exit, Replica
 from nexusd.system.configs import ConfigFiles
 from nexusd.system.containment import Containment
 from nexusd.system.copies import CodeCopies
+from nexusd.system.environment import read_environment
+from nexusd.system.exits import exit_of
 from nexusd.system.logs import LogFolder
-from nexusd.system.processes import Note, ReplicaProcesses, exit_of, read_environment
+from nexusd.system.notes import Note
+from nexusd.system.processes import ReplicaProcesses
 
 RUN = "test/one#2@3~aabb"
 NOBODY = pwd.getpwuid(65534)

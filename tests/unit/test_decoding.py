@@ -9,7 +9,7 @@ import gc, msgspec
 import nexusd.daemon
 from nexusd.config import File
 from nexusd.domain.manifest import Definition, _Readable
-from nexusd.system.processes import Note
+from nexusd.system.notes import Note
 
 def structs(kind, found):
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
