@@ -4,90 +4,21 @@ A handler only asks: what a command does stands in `nexusd.operations`, what is 
 """
 
 import time
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
-from msgspec import Meta, Struct
-
-from nexusd.domain import health, runs, settings
+from nexusd.domain import health, settings
 from nexusd.domain.access import effective_permissions
-from nexusd.domain.errors import Busy, InvalidParams
 from nexusd.domain.fleet import Fleet
-from nexusd.domain.module import Module
 from nexusd.operations import Operations, config_key
 from nexusd.ports import CheckResults, Containment, Daemon, EventSource, LogReader, Outputs
 from nexusd.reach import Patience
 from nexusd.rpc import discover, views
 from nexusd.rpc.call import Call, Method, NoParams
-from nexusd.rpc.following import MOST_LINES, Following
+from nexusd.rpc.history import History
 from nexusd.rpc.identity import Identity
+from nexusd.rpc.parameters import Configure, GetConfig, OneModule, Reload, Restart, Start, Stop
 from nexusd.supervisor import Supervisor
-
-MOST_SUBSCRIPTIONS = 1024  # of a connection
-
-Timeout = Annotated[float, Meta(gt=0, le=86_400, description="Seconds to wait for the outcome")] | None
-ModuleId = Annotated[str, Meta(max_length=200, description="GROUP/NAME")]
-
-
-class OneModule(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId | None = None
-
-
-class Start(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId
-    wait: bool = True
-    timeout: Timeout = None
-
-
-class Restart(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId
-    replica: Annotated[int, Meta(ge=0, description="Only this one; the others go on")] | None = None
-    wait: bool = True
-    timeout: Timeout = None
-
-
-class Stop(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId
-    cascade: bool = False
-    wait: bool = True
-    timeout: Timeout = None
-
-
-class Reload(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId
-    strategy: Literal["graceful", "rolling", "immediate", "signal"] | None = None
-    wait: bool = True
-    timeout: Timeout = None
-
-
-class Configure(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId
-    key: str
-    value: Any
-
-
-class GetConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId
-    key: str | None = None
-
-
-class GetLogs(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId
-    lines: Annotated[int, Meta(ge=0, le=MOST_LINES)] = 100
-    follow: bool = False
-    replica: Annotated[int, Meta(ge=0)] | None = None
-
-
-class SubscribeEvents(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId | None = None
-    since: Annotated[int, Meta(ge=0, description="Only events with a greater seq; 0 for all kept")] | None = (
-        None
-    )
-
-
-class GetHistory(Struct, frozen=True, forbid_unknown_fields=True):
-    module_id: ModuleId | None = None
-    limit: Annotated[int, Meta(ge=1, le=10_000)] = 100
 
 
 class Api:
@@ -112,13 +43,11 @@ class Api:
         self._daemon = daemon
         self._identity = identity
         self._logs = logs
-        self._events = events
         self._checks = checks
         self._containment = containment
         self._outputs = outputs
         self._page = views.StatusPage()
-        self._subscriptions = 0
-        self._following = Following(logs)
+        self._history = History(operations, logs, events, outputs)
         self.methods = [*self._table(), *families]
 
     def _table(self) -> list[Method]:
@@ -152,17 +81,7 @@ class Api:
                 "configure", self.configure, "Set a configuration value", Configure, "module.configure", True
             ),
             Method("get_config", self.get_config, "A module's configuration", GetConfig, "status.read"),
-            Method(
-                "get_logs",
-                self.get_logs,
-                "The last lines of a module, and those to come",
-                GetLogs,
-                "logs.read",
-            ),
-            Method(
-                "subscribe_events", self.subscribe, "Events as they happen", SubscribeEvents, "events.read"
-            ),
-            Method("get_history", self.get_history, "The last events", GetHistory, "events.read"),
+            *self._history.methods,
             Method(
                 "reload_daemon", self.reload_daemon, "Read manifests again", NoParams, "daemon.reload", True
             ),
@@ -180,7 +99,7 @@ class Api:
             module = self._operations.module(params.module_id)
             graph = self._supervisor.fleet.graph
             shown = views.detail(module, graph, self._logs.path, self._checks.last, self._containment)
-            return {**shown, "journal": self._journal(module)}
+            return {**shown, "journal": views.journal(module, self._outputs)}
         identity = self._identity
         return {
             "running": identity.is_running(),
@@ -260,62 +179,6 @@ class Api:
         }
         return {"module_id": module.id, "config": shown}
 
-    async def get_logs(self, call: Call, params: GetLogs) -> dict[str, Any]:
-        module = self._operations.module(params.module_id)
-        indexes = self._indexes(module.id, params.replica)
-        answer: dict[str, Any] = {"module_id": module.id, "lines": [], "subscription": None, "journal": None}
-        if (journal := self._journal(module)) is not None:  # what a file has is of another time
-            return {**answer, "journal": journal}
-        names = [f"{module.id}#{index}" for index in indexes]
-        if not params.follow:
-            return {**answer, "lines": await self._following.last_lines(names, params.lines)}
-        number = self._next_subscription(call)
-        # Followed before the past is read: a line may come twice, none is missed.
-        feed = self._following.open(call, names, _log_pusher(call, number))
-        try:
-            lines = await self._following.last_lines(names, params.lines)
-        except BaseException:
-            self._following.end(call, feed)
-            raise
-        self._following.start(call, feed)
-        return {**answer, "lines": lines, "subscription": number}
-
-    def _journal(self, module: Module) -> str | None:
-        """What `journalctl -t` finds the module's output by, if that is where it goes."""
-        running = [replica.run for replica in module.replicas if replica.run is not None]
-        if running:
-            return next(filter(None, map(self._outputs.journal, running)), None)
-        wanted = module.definition is not None and module.definition.manifest.log.target == "journal"
-        return runs.journal_identifier(module.id) if wanted else None
-
-    def _indexes(self, module_id: str, replica: int | None) -> list[int]:
-        module = self._operations.module(module_id)
-        indexes = sorted({*range(module.count), *(one.index for one in module.replicas)})
-        if replica is None:
-            return indexes
-        if replica not in indexes:
-            raise InvalidParams(f"{module_id} has no replica {replica}", module_id=module_id)
-        return [replica]
-
-    def subscribe(self, call: Call, params: SubscribeEvents) -> dict[str, Any]:
-        if params.module_id is not None:
-            self._operations.module(params.module_id)
-        number = self._next_subscription(call)
-
-        def push(event: dict[str, Any]) -> None:
-            if params.module_id in (None, event["module_id"]):
-                told = {"subscription": number, "event": event}
-                call.push({"jsonrpc": "2.0", "method": "event", "params": told})
-
-        former = [] if params.since is None else self._events.since(params.since, params.module_id)
-        call.on_close(self._events.subscribe(push))
-        return {"subscription": number, "events": former}
-
-    def get_history(self, _call: Call, params: GetHistory) -> dict[str, Any]:
-        if params.module_id is not None:
-            self._operations.module(params.module_id)
-        return {"events": self._events.last(params.limit, params.module_id)}
-
     def whoami(self, call: Call, _params: NoParams) -> dict[str, Any]:
         caller, grants = call.caller, self._identity.grants()
         return {
@@ -330,25 +193,9 @@ class Api:
     def discover(self, _call: Call, _params: NoParams) -> Any:
         return discover.document(self.methods, title="nexusd", version=self._identity.version)
 
-    def _next_subscription(self, call: Call) -> int:
-        """Each costs something at every event, and each followed log a descriptor."""
-        if call.subscriptions >= MOST_SUBSCRIPTIONS:
-            told = f"this connection has {MOST_SUBSCRIPTIONS} subscriptions, and gets no more"
-            raise Busy(told, hint="close the connection: that ends them")
-        self._subscriptions += 1
-        return self._subscriptions
-
     @property
     def _fleet(self) -> Fleet:
         return self._supervisor.fleet
-
-
-def _log_pusher(call: Call, number: int) -> Callable[[str, list[str]], None]:
-    def push(replica: str, lines: list[str]) -> None:
-        params = {"subscription": number, "replica": replica, "lines": lines}
-        call.push({"jsonrpc": "2.0", "method": "log", "params": params})
-
-    return push
 
 
 def _patience(params: Start | Restart | Stop | Reload) -> Patience:

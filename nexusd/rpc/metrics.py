@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from nexusd.operations import Operations
 from nexusd.ports import MetricsPages
 from nexusd.rpc.call import Call, Ended, Method
-from nexusd.rpc.methods import OneModule
+from nexusd.rpc.parameters import OneModule
 
 # The outcomes of a reload that was tried; whatever else can go wrong kept it from being tried.
 _FAILED = ("start_failed", "timed_out", "dependency_failed")

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from nexusd.operations import Operations
 from nexusd.reach import Patience
 from nexusd.rpc.call import Call, Method
-from nexusd.rpc.methods import ModuleId, Timeout
+from nexusd.rpc.parameters import ModuleId, Timeout
 
 
 class Scale(Struct, frozen=True, forbid_unknown_fields=True):

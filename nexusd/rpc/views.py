@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nexusd.domain import health, settings
+from nexusd.domain import health, runs, settings
 from nexusd.domain.checks import Plan, Purpose, Tally, described, plan_of
 from nexusd.domain.fleet import Fleet
 from nexusd.domain.graph import Graph
@@ -19,7 +19,7 @@ from nexusd.domain.module import Module
 from nexusd.domain.replica import Backoff, Replica, Started
 from nexusd.domain.units import unit_number
 from nexusd.outcomes import exit_shown
-from nexusd.ports import Containment, Seen
+from nexusd.ports import Containment, Outputs, Seen
 from nexusd.rpc import containment
 
 FEATURES = {"cluster": False, "tracing": False, "compliance": False}
@@ -229,3 +229,12 @@ class StatusPage:
     def _health(self) -> msgspec.Raw:
         loaded = (row.health for row in self._rows.values() if row.module.definition is not None)
         return msgspec.Raw(_encode({"statistics": health.counted(loaded)}))
+
+
+def journal(module: Module, outputs: Outputs) -> str | None:
+    """What `journalctl -t` finds the module's output by, if that is where it goes."""
+    running = [replica.run for replica in module.replicas if replica.run is not None]
+    if running:
+        return next(filter(None, map(outputs.journal, running)), None)
+    wanted = module.definition is not None and module.definition.manifest.log.target == "journal"
+    return runs.journal_identifier(module.id) if wanted else None
