@@ -16,9 +16,8 @@ from typing import Any
 from nexusd.keeper import birth, proctable
 from nexusd.keeper.loop import Loop
 from nexusd.keeper.protocol import Message
+from nexusd.keeper.sweep import LINGER_S, SWEEP_S
 
-SWEEP_S = 0.02  # how often what is being killed is looked for again
-LINGER_S = 5.0  # what can't be killed is let go of then
 LEAVE_S = 1.0  # how long a keeper that goes sees to their ends
 MOST_BYTES = 1 << 20  # of output; a program that writes more than this is not read further
 TAIL_BYTES = 4096

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from nexusd.keeper import leaf, proctable
 from nexusd.keeper.run import Run
 
-SWEEP_S = 0.02  # how often runs that are being killed are looked for again
-LINGER_S = 5.0  # an end is told at the latest then, even if something of the run can't be killed
+SWEEP_S = 0.02  # how often what is being killed is looked for again
+LINGER_S = 5.0  # an end is told at the latest then, even if something can't be killed
 
 
 class Sweep:
