@@ -43,12 +43,15 @@ class Nexusd:
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper: int | None = None
 
-    def start(self) -> float:
-        """Call nexusd. Returns when that was, in monotonic seconds; what it says goes to `out` in its folder."""
+    def start(self, *program: str) -> float:
+        """Call nexusd. Returns when that was, in monotonic seconds; what it says goes to `out` in its folder.
+
+        program: a Python module that runs nexusd, with its arguments.
+        """
         with open(self.folder / "out", "wb") as out:
             began = time.monotonic()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nexusd"],
+                [sys.executable, "-m", *(program or ("nexusd",))],
                 env=self.environment,
                 stdout=out,
                 stderr=out,

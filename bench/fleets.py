@@ -1,4 +1,4 @@
-"""Writes module folders: so many programs that sleep, so many Python modules that do nothing."""
+"""Writes module folders: so many programs that sleep, so many Python modules that do nothing, or count."""
 
 from __future__ import annotations
 
@@ -21,6 +21,20 @@ class Nothing(Module):
         if path := os.environ.get("{FIFO}"):
             with open(path, "wb", buffering=0) as fifo:
                 fifo.write(b"r")
+"""
+_COUNTS = """
+from prometheus_client import Counter, Gauge, Histogram
+
+from nexusd.sdk import Module
+
+
+class Counts(Module):
+    async def start(self) -> None:
+        jobs = Counter("jobs", "Jobs done", ["kind"], registry=self.metrics)
+        for kind in ("small", "large", "failed"):
+            jobs.labels(kind).inc()
+        Gauge("queue_length", "Jobs that wait", registry=self.metrics).set(3)
+        Histogram("job_seconds", "Seconds that a job took", registry=self.metrics).observe(0.1)
 """
 # As often as it likes, at once.
 RESTARTS = """
@@ -45,6 +59,13 @@ def python_modules(modules: Path, count: int, more: str = "") -> None:
     for number in range(count):
         folder = _write(modules, f"python-{number:03}", f'[run]\npython = "nothing:Nothing"\n{more}')
         (folder / "nothing.py").write_text(_DOES_NOTHING)
+
+
+def counting_modules(modules: Path, count: int) -> None:
+    """Python modules with metrics of their own, some twenty series each."""
+    for number in range(count):
+        folder = _write(modules, f"counting-{number:03}", '[run]\npython = "counts:Counts"\n')
+        (folder / "counts.py").write_text(_COUNTS)
 
 
 def _write(modules: Path, name: str, manifest: str) -> Path:

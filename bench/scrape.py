@@ -1,4 +1,4 @@
-"""One page of metrics with 500 modules, and how long the event loop keeps a caller waiting meanwhile."""
+"""One page of metrics with 500 modules; how long meanwhile the event loop is held, and a caller kept waiting."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import re
 import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
 
 from bench import echo, fleets
 from bench.daemon import Nexusd, nexusd
 from bench.rows import Aim, Figure, Row
+from bench.watched import Hold, holds
 
 COUNT = 500
 TIMES = 30
@@ -24,13 +27,41 @@ _PAUSE_S = 0.0005
 _OPEN_METRICS = "application/openmetrics-text;version=1.0.0"
 _LISTENING = re.compile(r"metrics on 127\.0\.0\.1 port (\d+)")
 _REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"check_liveness"}\n'
+_PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "longest": 1.0}
+
+
+class _Measured(NamedTuple):
+    first_ms: float
+    taken_ms: list[float]
+    floor: Figure
+    holds: list[Hold]
+    quiet_holds: list[Hold]
+    calls_ms: list[float]
+    quiet_calls_ms: list[float]
 
 
 def measure() -> list[Row]:
+    name = f"scrape, {COUNT} Python modules"
+    plain = _measured(fleets.python_modules)
+    own = _measured(fleets.counting_modules)
+    return [
+        Row(f"{name}, first", Figure("", plain.first_ms, "ms"), plain.floor),
+        Row(f"{name}, p50", Figure("", statistics.median(plain.taken_ms), "ms"), plain.floor, Aim(50)),
+        Row(f"{name}, longest of {TIMES}", Figure("", max(plain.taken_ms), "ms"), plain.floor),
+        *_held(plain, "event loop held during scrapes"),
+        *_called(plain, "API call during scrapes", ("p50", "p99", "p99.9", "longest")),
+        Row(f"{name} with own metrics, p50", Figure("", statistics.median(own.taken_ms), "ms"), own.floor),
+        *_held(own, "event loop held, own metrics"),
+        *_called(own, "API call, own metrics", ("p99.9", "longest")),
+    ]
+
+
+def _measured(fleet: Callable[[Path, int], None]) -> _Measured:
     with nexusd() as daemon:
-        fleets.python_modules(daemon.modules, COUNT)
+        fleet(daemon.modules, COUNT)
         (daemon.folder / "nexusd.toml").write_text('[metrics]\nlisten = "127.0.0.1:0"\n')
-        daemon.start()
+        record = daemon.folder / "holds"
+        daemon.start("bench.watched", str(record))
         daemon.await_started(COUNT)
         port = _port(daemon)
         first_ms, page = _scraped_ms(port)
@@ -39,28 +70,40 @@ def measure() -> list[Row]:
             floor = Figure(
                 f"asyncio answering as many bytes ({len(page) / 1e6:.1f} MB)", _bare_ms(bare), "ms"
             )
+        began = time.monotonic()
         with _calling(daemon.socket) as quiet:
             time.sleep(_QUIET_S)
+        turned = time.monotonic()
         with _calling(daemon.socket) as busy:
             _scrapes_ms(port)
         taken = _scrapes_ms(port)
-    name = f"scrape, {COUNT} Python modules"
-    waits = Figure("no scrape", _nearly_all(quiet), "ms")
-    return [
-        Row(f"{name}, first", Figure("", first_ms, "ms"), floor),
-        Row(f"{name}, p50", Figure("", statistics.median(taken), "ms"), floor, Aim(50)),
-        Row(f"{name}, longest of {TIMES}", Figure("", max(taken), "ms"), floor),
-        Row("API call during scrapes, p99.9", Figure("", _nearly_all(busy), "ms"), waits, Aim(5)),
-        Row(
-            "API call during scrapes, longest",
-            Figure("", max(busy), "ms"),
-            Figure("no scrape", max(quiet), "ms"),
-        ),
-    ]
+        ended = time.monotonic()
+        daemon.stop()
+        during, without = holds(record, turned, ended), holds(record, began, turned)
+    return _Measured(first_ms, taken, floor, during, without, busy, quiet)
 
 
-def _nearly_all(taken: list[float]) -> float:
-    return statistics.quantiles(taken, n=1000)[998]
+def _held(measured: _Measured, name: str) -> Iterator[Row]:
+    """With and without the time in which the loop could have gone on, and other processes had the processors."""
+
+    def row(name: str, ms: Callable[[Hold], float], aim: Aim | None = None) -> Row:
+        beside = Figure("no scrape", max(map(ms, measured.quiet_holds), default=0.0), "ms")
+        return Row(name, Figure("", max(map(ms, measured.holds), default=0.0), "ms"), beside, aim)
+
+    yield row(f"{name}, longest", lambda hold: hold.own_ms, Aim(5))
+    yield row(f"{name}, longest, waiting for a processor included", lambda hold: hold.ms)
+
+
+def _called(measured: _Measured, name: str, which: Iterable[str]) -> Iterator[Row]:
+    for one in which:
+        share = _PERCENTILES[one]
+        result = Figure("", _percentile(measured.calls_ms, share), "ms")
+        beside = Figure("no scrape", _percentile(measured.quiet_calls_ms, share), "ms")
+        yield Row(f"{name}, {one}", result, beside, Aim(5) if one == "p99.9" else None)
+
+
+def _percentile(taken: list[float], share: float) -> float:
+    return sorted(taken)[min(int(len(taken) * share), len(taken) - 1)]
 
 
 def _port(daemon: Nexusd) -> int:
