@@ -1,6 +1,7 @@
 """The pages of the metrics port: /metrics, /livez, /readyz. How they get to a client is `system.http`'s."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,13 @@ class PagesOnDemand:
         self, accept: str = "", module_id: str | None = None, patience_s: float = 1.0
     ) -> tuple[str, bytes]:
         async with self._loading:
+            is_first = self._scrapes is None
             if self._scrapes is None:
                 self._scrapes = await asyncio.to_thread(self._load)
-        return await self._scrapes.page(accept, module_id, patience_s)
+        page = await self._scrapes.page(accept, module_id, patience_s)
+        if is_first:
+            gc.freeze()  # as after the start: what was imported, and what is kept of each module, stays
+        return page
 
     def close(self) -> None:
         if self._scrapes is not None:

@@ -1,4 +1,4 @@
-"""nexusd's own metrics: from one moment's facts to the lines of a page. Runs in a thread; touches no live object.
+"""nexusd's own metrics: from one moment's facts to the lines of a page. Touches no live object.
 
 Which metrics there are stands in `families`. Most of what is said of a module is the same at the next scrape: its
 lines are kept until it changes, and only what moves by itself is written anew.
@@ -132,27 +132,29 @@ class _Row(NamedTuple):
 
 
 class ModuleWriter:
-    """To be used by one thread."""
+    """Of one page after the other."""
 
     def __init__(self, log_path: Callable[[str], str]) -> None:
         self._log_path = log_path
         self._rows: dict[str, _Row] = {}
 
-    def write(self, page: Page, facts: Facts, modules: Iterable[Module]) -> list[str]:
-        """Returns the ids of modules of which nothing can be told: a defect in one row leaves the others."""
-        lines, counted, failed = Sheet(page).lines, _by_module(facts), []
+    def write(self, page: Page, facts: Facts, modules: Iterable[Module]) -> Iterator[str | None]:
+        """A module at a time. Yields the id of each of which nothing can be told, for the others None: a defect in
+        one row leaves the others."""
+        lines, counted = Sheet(page).lines, _by_module(facts)
+        yield None
         for module in modules:
             try:
                 told = self._told(module, counted.get(module.id, _NOTHING), facts)
             except Exception:
                 log.exception("the metrics of %s cannot be told", module.id)
-                failed.append(module.id)
+                yield module.id
                 continue
             for name, text in told:
                 lines[name].append(text)
+            yield None
         for module_id in self._rows.keys() - facts.fleet.modules.keys():
             del self._rows[module_id]
-        return failed
 
     def _told(self, module: Module, counted: _Counted, facts: Facts) -> list[tuple[str, str]]:
         row = self._rows[module.id] = self._row(module, counted)

@@ -78,13 +78,14 @@ class Page:
         self._families[name] = made
         return made
 
-    def text(self, form: Format) -> bytes:
-        parts = []
+    def parts(self, form: Format) -> Iterator[bytes]:
+        """The text, a head or the lines of a family at a time."""
         for family in self._families.values():
             if family.lines:
-                parts.append(_head(family, form))
-                parts.append("".join(family.lines).encode())
-        return b"".join(parts) + (_END if form.is_open_metrics else b"")
+                yield _head(family, form)
+                yield "".join(family.lines).encode()
+        if form.is_open_metrics:
+            yield _END
 
 
 class _Alone:

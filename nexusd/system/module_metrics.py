@@ -11,6 +11,7 @@ from typing import NamedTuple, TextIO, cast
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_fd_to_metric_families
 
+from nexusd.system.known_series import Block, KnownSeries
 from nexusd.system.metrics_text import LABEL_NAME, METRIC_NAME, TYPES, Page, labels_text, line
 
 MOST_SAMPLES = 10_000  # of one replica
@@ -35,12 +36,9 @@ class Told(NamedTuple):
     replica: int
     text: str
 
-
-class _Block(NamedTuple):
-    """A replica's share of a family."""
-
-    metric: Metric
-    lines: list[str]
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.module_id, self.replica
 
 
 class _Budget:
@@ -52,30 +50,36 @@ class _Budget:
 
 
 class Merging:
-    """Of one scrape. `errors` counts by module and reason."""
+    """Of one scrape. `errors` counts by module and reason.
 
-    def __init__(self, page: Page, deadline: float) -> None:
+    Each is read in the order of `least_first`; a name belongs to the first in the order of modules all the same, or
+    it would change hands from scrape to scrape.
+    """
+
+    def __init__(self, page: Page, deadline: float, known: KnownSeries) -> None:
         """deadline: monotonic seconds, after which no further text is looked at."""
         self._page = page
         self._deadline = deadline
+        self._known = known
         self._room = MODULES_BYTES
         self._budgets: defaultdict[str, _Budget] = defaultdict(_Budget)
         self.errors: Counter[tuple[str, str]] = Counter()
         self._seen: set[tuple[str, str]] = set()
 
-    def merge(self, told: Iterable[Told]) -> None:
-        """Take over what can be taken. A text that cannot be read to its end is left out as a whole.
+    def reread(self, told: Told) -> list[Block] | None:
+        """What can be taken over where the series are those of the last scrape; None: `parse` has to say."""
+        blocks = self._known.again(told.key, told.text)
+        if blocks is None or time.monotonic() > self._deadline:
+            return None
+        budget, samples, size = self._budgets[told.module_id], _samples(blocks), _size(blocks)
+        if samples > budget.samples or size > self._room:
+            return None
+        budget.samples -= samples
+        self._room -= size
+        return blocks
 
-        Whoever says little is read first, so that those who say too much cost nobody else anything; a name belongs
-        to the first in the order of modules all the same, or it would change hands from scrape to scrape.
-        """
-        read = [(one.module_id, one.replica, self._read(one)) for one in _least_first(told)]
-        for module_id, _, blocks in sorted(read, key=lambda one: one[:2]):
-            for block in blocks:
-                if not self._take(block):
-                    self.errors[module_id, "conflict"] += 1
-
-    def _read(self, told: Told) -> list[_Block]:
+    def parse(self, told: Told) -> list[Block]:
+        """What can be taken over. A text that cannot be read to its end is left out as a whole."""
         budget, began = self._budgets[told.module_id], time.thread_time()
         try:
             return self._within(budget, told, began + budget.seconds)
@@ -85,13 +89,30 @@ class Merging:
         finally:
             budget.seconds -= time.thread_time() - began
 
-    def _within(self, budget: _Budget, told: Told, until: float) -> list[_Block]:
-        families = _parsed(self._lines(told.text, budget, until))
-        blocks = self._blocks(families, told)
-        size = sum(len(block.metric.documentation) + sum(map(len, block.lines)) for block in blocks)
-        if len({one.name for one in families}) > MOST_FAMILIES or size > self._room:
+    def take(self, read: Iterable[tuple[Told, list[Block]]]) -> Iterator[None]:
+        """Put it on the page, a replica at a time."""
+        for told, blocks in sorted(read, key=lambda one: one[0].key):
+            for block in blocks:
+                if not self._take(block):
+                    self.errors[told.module_id, "conflict"] += 1
+            yield
+
+    def _within(self, budget: _Budget, told: Told, until: float) -> list[Block]:
+        given = {"module": told.module_id, "replica": str(told.replica)}
+        blocks, names, wrong = [], set(), []
+        self._seen.clear()
+        for metric in _parsed(self._lines(told.text, budget, until)):
+            names.add(metric.name)
+            try:
+                blocks.append(self._block(metric, given))
+            except Refused as refused:
+                wrong.append(str(refused))
+        if len(names) > MOST_FAMILIES or (size := _size(blocks)) > self._room:
             raise Refused("too_large")
         self._room -= size
+        self.errors.update((told.module_id, reason) for reason in wrong)
+        if not wrong:
+            self._known.learn(told.key, told.text, blocks)
         return blocks
 
     def _lines(self, text: str, budget: _Budget, until: float) -> Iterator[str]:
@@ -107,28 +128,17 @@ class Merging:
                 raise Refused("too_late")
             yield told
 
-    def _blocks(self, families: Iterable[Metric], told: Told) -> list[_Block]:
-        self._seen = set()
-        blocks = []
-        for metric in families:
-            try:
-                blocks.append(self._block(metric, {"module": told.module_id, "replica": str(told.replica)}))
-            except Refused as refused:
-                self.errors[told.module_id, str(refused)] += 1
-        return blocks
-
-    def _block(self, metric: Metric, given: Mapping[str, str]) -> _Block:
+    def _block(self, metric: Metric, given: Mapping[str, str]) -> Block:
         twice = metric.type == "counter" and metric.name.endswith("_total")
         if metric.type not in TYPES or twice or not METRIC_NAME.fullmatch(metric.name):
             raise Refused("invalid")
         if metric.name.startswith(RESERVED):
             raise Refused("conflict")
-        return _Block(metric, self._written(metric, given))
+        return Block(metric.name, metric.type, metric.documentation, self._written(metric, given))
 
-    def _take(self, block: _Block) -> bool:
+    def _take(self, block: Block) -> bool:
         """False when another has the name."""
-        metric = block.metric
-        family = self._page.family(metric.name, metric.type, metric.documentation or UNDOCUMENTED)
+        family = self._page.family(block.name, block.kind, block.help or UNDOCUMENTED)
         if family is not None:
             family.lines += block.lines
         return family is not None
@@ -143,23 +153,37 @@ class Merging:
             if (sample.name, labels) in self._seen:
                 raise Refused("duplicate")
             self._seen.add((sample.name, labels))
-            lines.append(line(sample.name, labels, sample.value))
+            try:
+                lines.append(line(sample.name, labels, sample.value))
+            except OverflowError:  # hundreds of digits: to the parser an int
+                raise Refused("invalid") from None
         return lines
 
 
-def _least_first(told: Iterable[Told]) -> list[Told]:
-    """By how much their module has said up to and with them, the shortest first: of many replicas each costs more."""
+def least_first(told: Iterable[Told]) -> list[Told]:
+    """The order in which to read: whoever says little first, so that those who say too much cost nobody else anything.
+
+    By how much their module has said up to and with them: of many replicas each costs more.
+    """
     said: Counter[str] = Counter()
     costs = []
-    for one in sorted(told, key=lambda one: (len(one.text), one.module_id, one.replica)):
+    for one in sorted(told, key=lambda one: (len(one.text), one.key)):
         said[one.module_id] += len(one.text)
         costs.append((said[one.module_id], one))
     return [one for _, one in sorted(costs)]
 
 
-def _parsed(lines: Iterator[str]) -> list[Metric]:
+def _samples(blocks: Iterable[Block]) -> int:
+    return sum(len(block.lines) for block in blocks)
+
+
+def _size(blocks: Iterable[Block]) -> int:
+    return sum(len(block.help) + sum(map(len, block.lines)) for block in blocks)
+
+
+def _parsed(lines: Iterator[str]) -> Iterator[Metric]:
     try:
-        return list(text_fd_to_metric_families(cast(TextIO, lines)))
+        yield from text_fd_to_metric_families(cast(TextIO, lines))
     except Refused:
         raise
     # The border to a module's words: the parser raises whatever its slicing and splitting raise.

@@ -1,23 +1,28 @@
-"""Asks many modules at once for their metrics, on their control sockets, from a thread of its own.
+"""Asks all modules for their metrics, on their control sockets, a few at a time.
 
 It decides who is waited for: a replica that had nothing to say is asked again now and then, and holds up nobody.
 """
 
+import asyncio
 import contextlib
 import selectors
 import socket
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
 from nexusd.domain.decoding import prepare
+from nexusd.system.pieces import in_pieces
 
 LONGEST_ANSWER = 1 << 20
 REST_S = 30.0  # how long a replica that had nothing to say is left alone
 MOST_BESIDE = 20  # of those, how many are asked at one scrape
+AT_ONCE = 8  # hundreds that answer at the same time would leave nexusd no processor
+SLOW_S = 0.005  # nobody has answered for so long: twice as many are asked beside them
 METHOD_NOT_FOUND = -32601
 _REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"metrics","params":{}}\n'
 _PIECE = 1 << 16
@@ -69,62 +74,77 @@ class _Question:
 
 
 class ModuleQuestions:
-    """To be used by one thread, one round after the other."""
+    """One round after the other."""
 
     def __init__(self) -> None:
         self._standings: dict[Key, _Standing] = {}
         self._beside: list[_Question] = []
-        self._waiting: selectors.BaseSelector | None = None
-        self._silent: list[Answer] = []
-        self._hears_all = False
 
-    def ask(self, targets: Iterable[Target], *, everybody: bool = False) -> None:
-        """Send the questions of this round; `answers` has to follow. everybody: also who had nothing to say."""
-        if self._waiting is not None:
-            self.answers(0.0)  # of a round that met a defect in between
-        self._waiting, self._silent, self._hears_all = selectors.DefaultSelector(), [], everybody
+    async def answers(
+        self, targets: Collection[Target], deadline: float, *, everybody: bool = False
+    ) -> list[Answer]:
+        """What came in time, and what failed. everybody: also who had nothing to say is asked, and waited for."""
+        found: list[Answer | None] = []
         if not everybody:
-            targets = list(targets)
-            self._hear_beside()
+            found += await in_pieces(self._hear_beside())
             self._forget_all_but({target.key for target in targets})
+        due = deque(filter(None, await in_pieces(self._due(targets, everybody))))
+        at_once = AT_ONCE
+        with contextlib.closing(selectors.EpollSelector()) as waiting:
+            found += await in_pieces(self._ask(waiting, due, at_once))
+            while waiting.get_map() and (left_s := deadline - time.monotonic()) > 0:
+                await _readable(waiting, min(left_s, SLOW_S) if due else left_s)
+                heard = await in_pieces(self._hear(waiting))
+                if not heard:
+                    at_once *= 2
+                found += heard
+                found += await in_pieces(self._ask(waiting, due, len(heard) or at_once))
+            late = [key.data for key in waiting.get_map().values()]
+        found += (Answer(target.key, failure="too_late") for target in due)
+        found += (self._late(question, everybody) for question in late)
+        return [answer for answer in found if answer is not None]
+
+    def _due(self, targets: Iterable[Target], everybody: bool) -> Iterator[Target | None]:
+        """Those who are waited for; some of the others are asked without that."""
         now, beside = time.monotonic(), 0
         for target in targets:
             standing = self._standings.get(target.key)
             if everybody or standing is None or standing.speaks:
-                self._await(target)
-            elif standing.rests_until <= now and beside < MOST_BESIDE:
+                yield target
+                continue
+            if standing.rests_until <= now and beside < MOST_BESIDE:
                 beside += 1
                 self._ask_beside(target)
+            yield None
 
-    def answers(self, deadline: float) -> list[Answer]:
-        """What came in time, and what failed."""
-        assert self._waiting is not None
-        found = self._silent
-        with contextlib.closing(self._waiting) as waiting:
-            while waiting.get_map() and (left_s := deadline - time.monotonic()) > 0:
-                for key, _ in waiting.select(left_s):
-                    question = key.data
-                    if question.read():
-                        waiting.unregister(question.sock)
-                        found.append(self._heard(question))
-            late = [key.data for key in waiting.get_map().values()]
-        self._waiting = None
-        return [*found, *(self._late(question) for question in late)]
+    def _ask(
+        self, waiting: selectors.EpollSelector, due: deque[Target], count: int
+    ) -> Iterator[Answer | None]:
+        """So many more; yields the answer of those who cannot be asked."""
+        while due and count:
+            target = due.popleft()
+            question = _asked(target)
+            if question is None:
+                yield self._no_answer(target)
+                continue
+            waiting.register(question.sock, selectors.EVENT_READ, question)
+            count -= 1
+            yield None
 
-    def _late(self, question: _Question) -> Answer:
+    def _hear(self, waiting: selectors.EpollSelector) -> Iterator[Answer]:
+        for key, _ in waiting.select(0):
+            question = key.data
+            if question.read():
+                waiting.unregister(question.sock)
+                yield self._heard(question)
+
+    def _late(self, question: _Question, everybody: bool) -> Answer:
         """An overloaded host is no fault of the module: the next scrape looks whether its answer has come."""
-        if self._hears_all:
+        if everybody:
             return self._unheard(question)
         self._beside.append(question)
         self._stand(question.target, speaks=self._speaks(question.target))
         return Answer(question.target.key)
-
-    def _await(self, target: Target) -> None:
-        assert self._waiting is not None
-        if (question := _asked(target)) is not None:
-            self._waiting.register(question.sock, selectors.EVENT_READ, question)
-        else:
-            self._silent.append(self._no_answer(target))
 
     def _ask_beside(self, target: Target) -> None:
         """Its answer is looked for at the next scrape."""
@@ -133,13 +153,12 @@ class ModuleQuestions:
         else:
             self._no_answer(target)
 
-    def _hear_beside(self) -> None:
+    def _hear_beside(self) -> Iterator[Answer | None]:
         """Whoever has something to say now is asked again, in this round."""
-        for question in self._beside:
+        while self._beside:
+            question = self._beside.pop()
             answer = self._heard(question) if question.read() else self._unheard(question)
-            if answer.failure is not None:
-                self._silent.append(answer)
-        self._beside.clear()
+            yield answer if answer.failure is not None else None
 
     def _heard(self, question: _Question) -> Answer:
         question.sock.close()
@@ -167,6 +186,19 @@ class ModuleQuestions:
     def _forget_all_but(self, keys: set[Key]) -> None:
         for key in self._standings.keys() - keys:
             del self._standings[key]
+
+
+async def _readable(selector: selectors.EpollSelector, patience_s: float) -> None:
+    """Returns when one of them can be read, or patience is over. An epoll is itself a file to wait for (epoll(7))."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(selector.fileno(), ready.set)
+    try:
+        async with asyncio.timeout(patience_s):
+            await ready.wait()
+    except TimeoutError:
+        pass
+    finally:
+        loop.remove_reader(selector.fileno())
 
 
 def _asked(target: Target) -> _Question | None:

@@ -43,7 +43,9 @@ def _stat(pid: int) -> list[bytes]:
 
 
 def _open_fds(pid: int) -> int | None:
+    """Since Linux 6.2 the folder's size is their number (proc(5)); before that it is 0, and they have to be listed."""
+    folder = f"/proc/{pid}/fd"
     try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        return os.stat(folder).st_size or len(os.listdir(folder))
     except OSError:
         return None

@@ -1,5 +1,6 @@
 """Many modules asked at once on real sockets: who is waited for, and what an answer that is none counts as."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -75,8 +76,8 @@ def ask(
     expected: bool = True,
     everybody: bool = False,
 ) -> list[Answer]:
-    questions.ask([Target(KEY, str(module.path), expected)], everybody=everybody)
-    return questions.answers(time.monotonic() + bound_s)
+    targets = [Target(KEY, str(module.path), expected)]
+    return asyncio.run(questions.answers(targets, time.monotonic() + bound_s, everybody=everybody))
 
 
 def test_a_module_is_asked_in_the_words_of_the_module_protocol(module: Module) -> None:
@@ -85,13 +86,12 @@ def test_a_module_is_asked_in_the_words_of_the_module_protocol(module: Module) -
     assert json.loads(module.asked[0]) == {"jsonrpc": "2.0", "id": 1, "method": "metrics", "params": {}}
 
 
-def test_hundreds_are_asked_at_once(tmp_path: Path) -> None:
+def test_hundreds_are_asked_in_one_round(tmp_path: Path) -> None:
     modules = [Module(tmp_path / f"{number}") for number in range(300)]
     for module in modules:
         module.serve().answers = [result(f"a {module.path.name}\n")]
-    questions = ModuleQuestions()
-    questions.ask([Target(("m/m", number, 1), str(one.path), True) for number, one in enumerate(modules)])
-    answers = questions.answers(time.monotonic() + BOUND_S)
+    targets = [Target(("m/m", number, 1), str(one.path), True) for number, one in enumerate(modules)]
+    answers = asyncio.run(ModuleQuestions().answers(targets, time.monotonic() + BOUND_S))
     assert sorted(answers) == [Answer(("m/m", number, 1), f"a {number}\n") for number in range(300)]
     for module in modules:
         module.close()
@@ -170,18 +170,33 @@ def test_a_module_that_spoke_once_and_hangs_now_is_a_fault(module: Module) -> No
     assert ask(questions, module, expected=False) == [Answer(KEY, failure="silent")]
 
 
-def test_a_round_that_was_never_heard_to_its_end_leaves_nothing_open(module: Module) -> None:
-    module.serve().answers = [result("a 1\n"), result("a 2\n")]
-    questions = ModuleQuestions()
+def test_those_who_hang_hold_up_nobody_else(tmp_path: Path) -> None:
+    modules = [Module(tmp_path / f"{number}") for number in range(100)]
+    modules[-1].serve().answers = [result("a 1\n")]
+    targets = [Target(("m/m", number, 1), str(one.path), True) for number, one in enumerate(modules)]
+    answers = asyncio.run(ModuleQuestions().answers(targets, time.monotonic() + 1.0))
+    assert Answer(("m/m", 99, 1), "a 1\n") in answers
+    assert len(answers) == 100
+    for module in modules:
+        module.close()
+
+
+def test_who_could_not_be_asked_in_time_is_said_to_be_late(module: Module) -> None:
+    targets = [Target(("m/m", number, 1), str(module.path), True) for number in range(9)]
+    answers = asyncio.run(ModuleQuestions().answers(targets, deadline=0.0))
+    assert [one.failure for one in sorted(answers)] == [None] * 8 + ["too_late"]
+
+
+def test_a_round_leaves_nothing_open(module: Module) -> None:
+    module.serve().answers = [result("a 1\n")]
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        questions.ask([Target(KEY, str(module.path), True)], everybody=True)
-    questions.answers(0.0)
+        ask(ModuleQuestions(), module, SOON_S, everybody=True)
     module.close()
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_socket_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
-    questions = ModuleQuestions()
-    questions.ask([Target(KEY, str(tmp_path / "none"), True)])
-    assert questions.answers(time.monotonic() + BOUND_S) == [Answer(KEY, failure="silent")]
+    targets = [Target(KEY, str(tmp_path / "none"), True)]
+    answers = asyncio.run(ModuleQuestions().answers(targets, time.monotonic() + BOUND_S))
+    assert answers == [Answer(KEY, failure="silent")]

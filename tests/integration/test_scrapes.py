@@ -1,8 +1,7 @@
-"""Pages as they are made: facts on the event loop, text in a thread, one scrape for a storm of them."""
+"""Pages as they are made: in pieces on the event loop, one scrape for a storm of them."""
 
 import asyncio
 import socket
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,21 +111,50 @@ def test_what_a_replica_failed_to_say_before_and_what_it_says_now_are_both_heard
 ) -> None:
     key = (ONE, 0, 1)
     both = [Answer(key, "a 1\n"), Answer(key, failure="silent"), Answer(key)]
-    monkeypatch.setattr(house.scrapes._questions, "answers", lambda deadline: both)
+
+    async def answers(*_: Any, **__: Any) -> list[Answer]:
+        return both
+
+    monkeypatch.setattr(house.scrapes._questions, "answers", answers)
     _, text = asyncio.run(house.scrapes.page())
     assert b'a{module="vitals/one",replica="0"} 1.0\n' in text
     _, text = asyncio.run(house.scrapes.page())
     assert b'nexus_module_scrape_errors_total{module="vitals/one",reason="silent"} 1.0' in text
 
 
-def test_the_page_is_made_in_a_thread(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = []
-    write = house.scrapes._modules.write
+def test_pages_of_several_kinds_at_once_are_made_one_after_the_other(house: House) -> None:
+    async def story() -> list[tuple[str, bytes]]:
+        page = house.scrapes.page
+        accepts = ("", "application/openmetrics-text")
+        return await asyncio.gather(
+            *(page(accept, patience_s=0.05) for accept in accepts), page("", ONE, patience_s=0.05)
+        )
 
-    def watched(*facts: Any) -> list[str]:
-        threads.append(threading.current_thread())
-        return write(*facts)
+    plain, opened, one = [text for _, text in asyncio.run(story())]
+    assert opened.endswith(b"# EOF\n") and not plain.endswith(b"# EOF\n")
+    for text in (plain, opened, one):
+        assert text.count(b'nexus_module_state{module="vitals/one",state="started"} 1.0') == 1
+    assert b"nexus_ready" in plain and b"nexus_ready" not in one
 
-    monkeypatch.setattr(house.scrapes._modules, "write", watched)
-    asyncio.run(house.scrapes.page(patience_s=0.01))
-    assert threads != [threading.current_thread()]
+
+def test_a_long_text_of_a_module_is_parsed_while_the_event_loop_goes_on(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join(f'a{{n="{number}"}} 1\n' for number in range(9000))
+
+    async def answers(*_: Any, **__: Any) -> list[Answer]:
+        return [Answer((ONE, 0, 1), text)]
+
+    monkeypatch.setattr(house.scrapes._questions, "answers", answers)
+
+    async def story() -> tuple[int, bytes]:
+        page = asyncio.create_task(house.scrapes.page())
+        turns = 0
+        while not page.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        return turns, page.result()[1]
+
+    turns, text_of_page = asyncio.run(story())
+    assert text_of_page.count(b"\na{") == 9000
+    assert turns > 10

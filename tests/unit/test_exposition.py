@@ -62,8 +62,8 @@ class House(Rehearsal):
         )
         page = Page()
         write_daemon(page, facts, is_ready=True)
-        self.failed = self.writer.write(page, facts, self.fleet.modules.values())
-        return page.text(chosen(accept)).decode()
+        self.failed = list(filter(None, self.writer.write(page, facts, self.fleet.modules.values())))
+        return b"".join(page.parts(chosen(accept))).decode()
 
     def values(self, name: str, **labels: str) -> list[Sample]:
         families = parser.text_string_to_metric_families(self.text())

@@ -10,8 +10,9 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as open_metrics
 
 from nexusd.system import module_metrics
+from nexusd.system.known_series import Block, KnownSeries
 from nexusd.system.metrics_text import Page, chosen
-from nexusd.system.module_metrics import Merging, Told
+from nexusd.system.module_metrics import Merging, Told, least_first
 from tests.promtool import promtool
 
 ONE, TWO = "mesh/one", "mesh/two"
@@ -34,13 +35,26 @@ def _numbered(told: Iterable[tuple[str, str]]) -> Iterator[tuple[int, tuple[str,
 class Merged:
     """A page, and what was said to it."""
 
-    def __init__(self, *told: tuple[str, str], deadline: float | None = None) -> None:
+    def __init__(
+        self, *told: tuple[str, str], deadline: float | None = None, known: KnownSeries | None = None
+    ) -> None:
         self.page = Page()
-        self.merging = Merging(self.page, time.monotonic() + 60 if deadline is None else deadline)
-        self.merging.merge(Told(module_id, index, text) for index, (module_id, text) in _numbered(told))
+        deadline = time.monotonic() + 60 if deadline is None else deadline
+        self.merging = Merging(self.page, deadline, known or KnownSeries())
+        self.parsed: list[str] = []
+        texts = [Told(module_id, index, text) for index, (module_id, text) in _numbered(told)]
+        for _ in self.merging.take([(one, self._read(one)) for one in least_first(texts)]):
+            pass
+
+    def _read(self, told: Told) -> list[Block]:
+        again = self.merging.reread(told)
+        if again is not None:
+            return again
+        self.parsed.append(told.module_id)
+        return self.merging.parse(told)
 
     def text(self, accept: str = "") -> str:
-        return self.page.text(chosen(accept)).decode()
+        return b"".join(self.page.parts(chosen(accept))).decode()
 
     @property
     def errors(self) -> dict[tuple[str, str], int]:
@@ -104,6 +118,7 @@ def test_a_sample_of_one_family_is_no_family_of_another() -> None:
         ('a{__name__="x"} 1\n', "unparsable"),
         ("# TYPE a_total_total counter\na_total_total 1\n", "invalid"),
         ("nexus_ready 0\n", "conflict"),
+        ("# TYPE a gauge\na " + "9" * 400 + "\n", "invalid"),
     ],
 )
 def test_what_a_module_gets_wrong_is_counted_and_spoils_nothing(text: str, reason: str) -> None:
@@ -218,3 +233,86 @@ def test_values_and_labels_of_all_kinds_come_through_unchanged(accept: str) -> N
     }
     assert found["a"].labels["x"] == 'back\\slash "quote" line\nend ü \u2028'
     assert [str(found[name].value) for name in "abcd"] == ["nan", "inf", "1e-09", "-7.0"]
+
+
+HISTOGRAM = """\
+# HELP job_seconds Seconds
+# TYPE job_seconds histogram
+job_seconds_bucket{kind="a b",le="1.0"} %s
+job_seconds_bucket{kind="a b",le="+Inf"} 5
+job_seconds_count{kind="a b"} 5
+job_seconds_sum{kind="a b"} NaN
+plain %s
+"""
+
+
+def test_series_that_are_known_are_read_without_the_parser_and_say_the_same() -> None:
+    known = KnownSeries()
+    Merged((ONE, HISTOGRAM % (3, "-7")), (TWO, GOOD), known=known)
+    for values in ((4, "1e-9"), (5, "+Inf"), (5, "12345678901234567890"), (5, "nan")):
+        text = HISTOGRAM % values
+        again = Merged((ONE, text), (TWO, GOOD), known=known)
+        assert again.parsed == []
+        assert again.text() == Merged((ONE, text), (TWO, GOOD)).text()
+        assert again.errors == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD.replace('kind="a"', 'kind="b"'),
+        GOOD.replace("counter", "gauge"),
+        GOOD.replace("HELP beats_total Beats", "HELP beats_total Others"),
+        GOOD + "more 1\n",
+        GOOD.rpartition("beats_total{")[0],
+        GOOD.replace("3.0", "3.0 1700000000000"),
+        GOOD.replace("3.0", "1_0"),
+        GOOD.replace("3.0", "three"),
+        GOOD.replace("} 3.0", "}"),
+        GOOD.replace("3.0", "9" * 400),
+        "",
+    ],
+)
+def test_whatever_else_has_changed_is_parsed_anew(text: str) -> None:
+    known = KnownSeries()
+    Merged((ONE, GOOD), known=known)
+    again, fresh = Merged((ONE, text), known=known), Merged((ONE, text))
+    assert again.parsed == [ONE]
+    assert (again.text(), again.errors) == (fresh.text(), fresh.errors)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a 5 5\n",
+        'a{b="c"} 5 5\n',
+        "a 1\nnexus_a 1\n",
+        "# TYPE s summary\ns_sum 1\ns_count 1\ns_created 1\n",
+        "a 1\na 2\n",
+        'a{n="' + "x" * 5000 + '"} 1\n' + 'b{n="' + "x" * 15000 + '"} 1\n',
+    ],
+    ids=["timestamp", "labels-and-timestamp", "conflict", "created", "duplicate", "long"],
+)
+def test_what_the_values_alone_do_not_lead_to_is_always_parsed(text: str) -> None:
+    known = KnownSeries()
+    first, again = Merged((ONE, text), known=known), Merged((ONE, text), known=known)
+    assert again.parsed == [ONE]
+    assert (again.text(), again.errors) == (first.text(), first.errors)
+
+
+def test_known_series_are_bounded_like_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = KnownSeries()
+    texts = [(f"loud/m{number}", samples("a", 100)) for number in range(10)]
+    Merged(*texts, known=known)
+    monkeypatch.setattr(module_metrics, "MODULES_BYTES", 10_000)
+    again = Merged(*texts, (TWO, GOOD), known=known)
+    assert len(again.text()) < 10_200
+    assert {reason for _, reason in again.errors} == {"too_large"}
+    assert "beats_total{" in again.text()
+
+
+def test_the_series_of_a_replica_that_is_gone_are_forgotten() -> None:
+    known = KnownSeries()
+    Merged((ONE, GOOD), (TWO, GOOD), known=known)
+    known.forget_all_but({(TWO, 0)})
+    assert Merged((ONE, GOOD), (TWO, GOOD), known=known).parsed == [ONE]
