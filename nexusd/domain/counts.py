@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from nexusd.domain.lifecycle import SILENT, TOO_SLOW
+from nexusd.domain.manifest_sections import Manifest
 from nexusd.domain.module import Module
 from nexusd.domain.replica import Exit, Replica, Started, Starting, Stopping, Stuck, Waiting
 
@@ -46,6 +47,23 @@ class Spread(NamedTuple):
 
 def empty(*bounds: float) -> Spread:
     return Spread(bounds, (0,) * (len(bounds) + 1))
+
+
+def possible(manifest: Manifest) -> tuple[Reason, ...]:
+    """Why a replica may be restarted, as far as its manifest decides: its counters are there before they count.
+
+    A restart for another reason, which the manifest of a former generation allowed, is counted all the same.
+    """
+    if manifest.restart.policy == "never":
+        return ("command",)
+    reasons: list[Reason] = ["command", "exit", "signal", "not_started", "unknown"]
+    if manifest.run.ready != "started" or manifest.health.startup is not None:
+        reasons.append("start_timeout")
+    if manifest.health.watchdog is not None:
+        reasons.append("watchdog")
+    if manifest.health.liveness is not None:
+        reasons.append("check")
+    return tuple(reasons)
 
 
 def counted(before: Module, after: Module) -> Iterator[Count]:

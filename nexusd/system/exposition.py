@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 from prometheus_client import ProcessCollector
 
 from nexusd.domain import health
-from nexusd.domain.counts import Spread
+from nexusd.domain.counts import Spread, possible
 from nexusd.domain.fleet import Fleet
 from nexusd.domain.health import Health
 from nexusd.domain.module import Module, ModuleState
@@ -121,6 +121,7 @@ class _Said(NamedTuple):
     replicas_wanted: int
     replicas_ready: int
     replicas: tuple[tuple[int, str], ...]  # index, state
+    reasons: tuple[str, ...]  # why they may be restarted
     counted: _Counted
 
 
@@ -212,6 +213,7 @@ def _said(module: Module, counted: _Counted) -> _Said:
         module.count,
         module.ready,
         tuple((replica.index, replica.state_name) for replica in module.current),
+        () if module.definition is None else possible(module.definition.manifest),
         counted,
     )
 
@@ -248,11 +250,15 @@ def _replica_lines(module_labels: str, said: _Said) -> Iterator[tuple[str, str]]
     for index, state in said.replicas:
         name, labels = "nexus_replica_state", f'{module_labels},replica="{index}"'
         yield name, _set_lines(name, labels, "state", state, REPLICA_STATES)
-    present = {index for index, _ in said.replicas}
-    for index, reason, number in said.counted.restarts:
-        if index in present:
-            name = "nexus_replica_restarts_total"
-            yield name, line(name, f'{module_labels},reason="{reason}",replica="{index}"', number)
+        yield from _restart_lines(module_labels, index, said)
+
+
+def _restart_lines(module_labels: str, index: int, said: _Said) -> Iterator[tuple[str, str]]:
+    """Of what has happened and of what may: a counter whose first value is not 0 has an increase that nobody sees."""
+    name = "nexus_replica_restarts_total"
+    counted = {reason: number for at, reason, number in said.counted.restarts if at == index}
+    for reason, number in {**dict.fromkeys(said.reasons, 0), **counted}.items():
+        yield name, line(name, f'{module_labels},reason="{reason}",replica="{index}"', number)
 
 
 def _set_lines(name: str, labels: str, label: str, chosen: str, among: Iterable[str]) -> str:

@@ -101,7 +101,7 @@ _REPLICAS = (
     Family(
         "nexus_replica_restarts_total",
         "counter",
-        "Restarts since nexusd was started, by reason; a reason appears when it first occurs",
+        "Restarts since nexusd was started, by reason; 0 for those that are possible",
         ("module", "reason", "replica"),
     ),
     Family("nexus_replica_uptime_seconds", "gauge", "Seconds since the replica got ready", REPLICA),

@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 
 from nexusd.domain import events
-from nexusd.domain.counts import Count, Pinged, Ready, Restarted, counted, empty
+from nexusd.domain.counts import Count, Pinged, Ready, Restarted, counted, empty, possible
 from nexusd.domain.events import FleetEvent, Renewal
+from nexusd.domain.manifest_sections import Manifest
 from nexusd.domain.replica import Exit
 from tests.fakes import CLEAN, CRASH, Rehearsal, module
 
 ONE = "vitals/one"
 AT_ONCE = {"backoff": {"first": "0s"}}
+_ALWAYS = {"command", "exit", "signal", "not_started", "unknown"}
 
 
 class Counting(Rehearsal):
@@ -26,7 +28,15 @@ class Counting(Rehearsal):
         lines = super().apply(event)
         if ONE in before.modules:
             self.counts += counted(before.modules[ONE], self.module(ONE))
+            reasons = {one.reason for one in self.counts if isinstance(one, Restarted)}
+            assert reasons <= set(possible(self.manifest))
         return lines
+
+    @property
+    def manifest(self) -> Manifest:
+        found = self.module(ONE).definition
+        assert found is not None
+        return found.manifest
 
     def run(self) -> "Counting":
         self.want(ONE)
@@ -85,6 +95,21 @@ def test_a_restart_that_somebody_asked_for_is_a_command_even_when_it_had_to_be_k
     fleet.apply(Renewal(ONE))
     fleet.exits(ONE, Exit(signal=9))
     assert fleet.counts == [Restarted(0, "command")]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reasons"),
+    [
+        ({"restart": {"policy": "never"}}, {"command"}),
+        ({"run": {"exec": ["./run"], "ready": "started"}}, _ALWAYS),
+        ({"run": {"exec": ["./run"], "ready": "notify"}}, _ALWAYS | {"start_timeout"}),
+        ({"health": {"watchdog": "10s"}}, _ALWAYS | {"start_timeout", "watchdog"}),
+        ({"health": {"liveness": {"http": "http://127.0.0.1:1/"}}}, _ALWAYS | {"start_timeout", "check"}),
+        ({"health": {"check": {"http": "http://127.0.0.1:1/"}}}, _ALWAYS | {"start_timeout"}),
+    ],
+)
+def test_what_a_manifest_rules_out_is_no_possible_reason(manifest: dict[str, Any], reasons: set[str]) -> None:
+    assert set(possible(Counting(**manifest).manifest)) == reasons
 
 
 def test_a_stop_is_no_restart() -> None:

@@ -12,14 +12,14 @@ from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.samples import Sample
 
 from nexusd.domain import events
-from nexusd.domain.events import Put, Renewal
+from nexusd.domain.events import Put, Renewal, Scale
 from nexusd.system import exposition
 from nexusd.system.exposition import Facts, ModuleWriter, write_daemon
 from nexusd.system.families import FAMILIES, tables
 from nexusd.system.figures import Figures
 from nexusd.system.metrics_text import Page, chosen
 from nexusd.system.usage import usage
-from tests.fakes import Rehearsal, module
+from tests.fakes import Rehearsal, definition, module
 from tests.promtool import promtool
 
 ONE, TWO = "vitals/one", "mesh/two"
@@ -143,7 +143,7 @@ def test_a_module_is_in_one_state_and_of_one_health(house: House) -> None:
 def test_a_start_and_a_restart_are_on_the_page(house: House) -> None:
     assert house.value("nexus_module_start_duration_seconds_sum", module=ONE) == 2.0
     assert house.value("nexus_replica_restarts_total", module=TWO, replica="0", reason="exit") == 1.0
-    assert house.values("nexus_replica_restarts_total", module=ONE) == []
+    assert {one.value for one in house.values("nexus_replica_restarts_total", module=ONE)} == {0.0}
     assert house.value("nexus_replica_uptime_seconds", module=ONE) == 0.0
     house.pass_time(5)
     assert house.value("nexus_replica_uptime_seconds", module=ONE) == 5.0
@@ -161,7 +161,29 @@ def test_a_module_that_is_gone_leaves_nothing_behind(house: House) -> None:
     house.apply(Put(TWO, None))
     assert TWO not in house.text()
     house.apply(Put(TWO, module(TWO)))
-    assert house.values("nexus_replica_restarts_total", module=TWO) == []
+    assert house.values("nexus_replica_restarts_total", module=TWO) == []  # it has no replica yet
+
+
+def test_a_reason_for_a_restart_is_there_before_the_first_one(house: House) -> None:
+    house.want(ONE)
+    assert house.value("nexus_replica_restarts_total", module=ONE, replica="0", reason="exit") == 0.0
+    house.exits(ONE)
+    assert house.value("nexus_replica_restarts_total", module=ONE, replica="0", reason="exit") == 1.0
+
+
+def test_a_counted_reason_stays_when_a_new_manifest_rules_it_out(house: House) -> None:
+    house.apply(Renewal(TWO, definition(TWO, restart={"policy": "never"})))
+    counted = house.values("nexus_replica_restarts_total", module=TWO)
+    assert {one.labels["reason"]: one.value for one in counted} == {"command": 0.0, "exit": 1.0}
+
+
+def test_a_replica_that_is_gone_is_gone_from_the_page() -> None:
+    house = House(replicas=2, max_replicas=2).busy()
+    assert house.values("nexus_replica_state", module=TWO, replica="1")
+    house.apply(Scale(TWO, 1))
+    assert house.values("nexus_replica_state", module=TWO, replica="1") == []
+    assert house.values("nexus_replica_restarts_total", module=TWO, replica="1") == []
+    assert house.values("nexus_replica_state", module=TWO, replica="0")
 
 
 def test_during_a_graceful_reload_each_series_is_there_once() -> None:
