@@ -20,10 +20,10 @@ from nexusd.daemon import UniversalDaemon
 from nexusd.domain.access import SecurityContext
 from nexusd.domain.errors import NexusError
 from nexusd.domain.manifest import Fault, manifest_schema
+from nexusd.system.database import Unusable
 from nexusd.system.manifests import MANIFEST, discover, missing_paths, read_module, shadowed
 from nexusd.system.notify import take
 from nexusd.system.own_log import LoopComplaints, log_to
-from nexusd.system.store import Unusable
 
 log = logging.getLogger("nexusd")
 

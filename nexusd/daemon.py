@@ -4,6 +4,7 @@ It decides nothing about modules (the supervisor's domain does) and nothing abou
 """
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import logging
@@ -39,7 +40,7 @@ from nexusd.rpc.knock import knock
 from nexusd.supervisor import Supervisor
 from nexusd.system.asking import Asking
 from nexusd.system.audit import AuditLog
-from nexusd.system.clock import LoopClock, LoopLag
+from nexusd.system.clock import LoopClock, LoopLag, Retries
 from nexusd.system.configs import ConfigFiles
 from nexusd.system.containment import contain
 from nexusd.system.control import ControlSockets
@@ -166,6 +167,7 @@ class UniversalDaemon:
         self.supervisor.observers.append(self._figures.observe)
         self._keeper.on_pong = self._figures.took_round_trip
         self._lag = LoopLag(self._figures.lagged)
+        self._retries = Retries(self._store.try_again, self._audit.try_again)
         self._news = KeeperNews(
             self._processes, self.supervisor.handle, lambda: self.supervisor.fleet, self._events.add
         )
@@ -280,6 +282,7 @@ class UniversalDaemon:
         self._herald.serves(self._reach)
         gc.freeze()  # what was imported stays: a full collection that went through it would hold the loop for 20 ms
         self._lag.start()
+        self._retries.start()
         if config.metrics.address is not None:
             self._web.open(*config.metrics.address)
         tree = self._containment.tree
@@ -452,6 +455,7 @@ class UniversalDaemon:
 
     async def _close(self) -> None:
         self._lag.stop()
+        self._retries.stop()
         self._web.close()
         self._checks.close()
         await self._server.close()
@@ -482,7 +486,7 @@ class UniversalDaemon:
 
     def _all_warnings(self) -> list[str]:
         web = [self._web.trouble] if self._web.trouble else []
-        return [*self._warnings, *self._keeper.troubles, *self._audit.troubles, *web]
+        return [*self._warnings, *self._keeper.troubles, *self._store.troubles, *self._audit.troubles, *web]
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)
@@ -538,6 +542,7 @@ def _lock(path: str) -> int:
             f"another nexusd (pid {holder}) uses {os.path.dirname(path)}",
             hint="nexusctl status, or nexusd --runtime DIR --state DIR for a second one",
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    with contextlib.suppress(OSError):  # on a full disk it is named no longer, and locked all the same
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor

@@ -76,6 +76,11 @@ class AuditLog:
         """A line about what has happened; kept for later where the disk does not take it."""
         self._submit(_Job(entry.content()))
 
+    def try_again(self) -> None:
+        """Look whether the disk takes lines by now, if it did not."""
+        if self._trouble is not None:
+            self._thread.submit(self._write_all)
+
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Called with each line from now on; returns the way out."""
         self._subscribers.add(subscriber)
@@ -152,8 +157,11 @@ class AuditLog:
         except Exception:  # the thread's border: nobody may wait for ever
             log.exception("the audit log met a defect")
             failure = OSError(errno.EIO, "a defect of nexusd, told in its log", self._folder)
+        begins_gap = failure is not None and self._trouble is None
         self._note(failure)
         self._settle(jobs, failure)
+        if begins_gap:  # the log tells of it itself, as soon as it can
+            self._late.append(_Job(_own("gap", {"reason": self._trouble}).content()))
 
     def _contradicted(self, told: dict[str, Any]) -> _Job:
         """The log is not as nexusd left it: that stands in the log itself, and in the status."""

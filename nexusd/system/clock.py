@@ -1,4 +1,4 @@
-"""The event loop's clock: monotonic time, and one alarm; and how late the loop is.
+"""The event loop's clock: monotonic time, and one alarm; how late the loop is; what is tried again and again.
 
 Implements `ports.Clock`. There is one timer for all deadlines, set to the earliest.
 """
@@ -61,3 +61,25 @@ class LoopLag:
     def _came_round(self, due: float) -> None:
         self._tell(max(0.0, time.monotonic() - due))
         self.start()
+
+
+class Retries:
+    """Has each tried again every few seconds; whether there is anything to try is its own to know."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, *tries: Callable[[], None]) -> None:
+        self._tries = tries
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.EVERY_S, self._try)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _try(self) -> None:
+        self.start()
+        for one in self._tries:
+            one()

@@ -37,6 +37,7 @@ class EventLog:
         self._unsaved: list[Event] = []
         self._saving: asyncio.Task[None] | None = None
         self._leaving = asyncio.Event()
+        self._is_losing = False  # whether the store refused the last ones
 
     def observe(self, before: Fleet, after: Fleet, touched: frozenset[str]) -> None:
         for module_id in sorted(touched):
@@ -101,8 +102,11 @@ class EventLog:
                 await self._pause()
                 batch, self._unsaved = self._unsaved, []
                 await self._save((event["seq"], msgspec.json.encode(event).decode()) for event in batch)
+                self._is_losing = False
         except NexusError as error:
-            log.error("events are kept in memory only: %s", error)
+            if not self._is_losing:  # once: on a disk that is full, so is the one of the log most likely
+                log.error("events are kept in memory only: %s", error)
+            self._is_losing = True
         finally:
             self._saving = None
 

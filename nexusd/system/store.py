@@ -1,22 +1,24 @@
 """What survives a reboot, in SQLite: wanted states, replica counts, configured values, events, experiments.
 
 Implements `ports.Store` and `ports.ExperimentStore`. One thread does the writing, since synchronous=FULL
-waits for the disk. A damaged file is set aside, never overwritten. A row that can't be read is passed over.
+waits for the disk. A row that can't be read is passed over. On a full disk the store is what the file held, in
+memory, and takes nothing until there is room. How the file is opened and judged is `database`'s.
 """
 
 import asyncio
 import json
 import logging
-import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nexusd.domain.errors import NotPossible
 from nexusd.ports import StoredExperiment
+from nexusd.system import database
+from nexusd.system.database import Unusable
 
 KEPT_EVENTS = 10_000
 KEPT_EXPERIMENTS = 200
@@ -26,7 +28,6 @@ CREATE TABLE IF NOT EXISTS replicas (module_id TEXT PRIMARY KEY, count INTEGER N
 CREATE TABLE IF NOT EXISTS configured (module_id TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (module_id, key));
 CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, event TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS experiments (number INTEGER PRIMARY KEY, report TEXT NOT NULL, lease TEXT);
-PRAGMA user_version = 1;
 """
 _T = TypeVar("_T")
 
@@ -40,26 +41,62 @@ class StoredModule:
     configured: dict[str, Any] = field(default_factory=dict)
 
 
-class Unusable(Exception):
-    """The state folder can't be used; the text says why and what to do."""
-
-
 class SqliteStore:
     def __init__(self, path: str) -> None:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._database: sqlite3.Connection
+        self._is_in_memory = False  # the disk was full at the start: nothing of it is ever written
+        self._trouble: str | None = None  # why the disk took nothing the last time
         self.set_aside: str | None = None  # where a damaged file went
 
+    @property
+    def troubles(self) -> list[str]:
+        """What an operator must know: for the warnings of the status."""
+        return [f"nothing can be stored: {self._trouble}"] if self._trouble else []
+
     def open(self) -> None:
-        """Raises Unusable when there is no such folder, no permission, no space."""
+        """Raises Unusable when there is no such folder, no permission, or no room for a first file."""
         try:
-            self._database = _connect(self._path)
+            self._database = database.connect(self._path, _SCHEMA)
+            self._look_for_room()  # reading needs none: that there is none is to be said all the same
         except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise Unusable(_in_words(self._path, error)) from error
-            self.set_aside = _set_aside(self._path)
-            self._database = _connect_anew(self._path)
+            if database.is_damage(error):
+                self.set_aside = database.set_aside(self._path)
+                self._database = self._begin_anew()
+            elif database.is_lack_of_room(error):
+                self._go_on_in_memory(error)
+            else:
+                raise Unusable(database.in_words(self._path, error)) from error
+
+    def _begin_anew(self) -> sqlite3.Connection:
+        try:
+            return database.connect(self._path, _SCHEMA)
+        except sqlite3.Error as error:
+            raise Unusable(database.in_words(self._path, error)) from error
+
+    def _go_on_in_memory(self, reason: sqlite3.DatabaseError) -> None:
+        """What runs and what is wanted is more than what can be stored meanwhile."""
+        try:
+            self._database = database.read_into_memory(self._path)
+        except sqlite3.Error:
+            raise Unusable(database.in_words(self._path, reason)) from reason
+        self._is_in_memory = True
+        self._note(reason)
+
+    def _note(self, reason: sqlite3.Error) -> None:
+        if self._trouble is None:
+            log.error("nothing can be stored: %s", reason)
+        self._trouble = database.in_words(self._path, reason)
+
+    def try_again(self) -> None:
+        """Look whether the disk takes something by now, if it did not."""
+        if self._trouble is not None:
+            self._thread.submit(self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        with suppress(sqlite3.Error, Unusable):
+            self._on_disk(lambda: database.write_something(self._database))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
@@ -142,43 +179,27 @@ class SqliteStore:
         await self._in_thread(write)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except sqlite3.Error as error:
-            text = _in_words(self._path, error)
+            return await loop.run_in_executor(self._thread, self._on_disk, work)
+        except (sqlite3.Error, Unusable) as error:
+            text = database.in_words(self._path, error) if isinstance(error, sqlite3.Error) else str(error)
             raise NotPossible(f"not stored: {text}", reason=str(error), hint=f"df -h {self._path}") from error
 
-
-def _connect_anew(path: str) -> sqlite3.Connection:
-    try:
-        return _connect(path)
-    except sqlite3.Error as error:
-        raise Unusable(_in_words(path, error)) from error
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    _make_private(path)
-    database = sqlite3.connect(path, check_same_thread=False, timeout=5)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(f"file is damaged: {verdict}")
-        database.executescript(_SCHEMA)
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _make_private(path: str) -> None:
-    """Configured values may be secrets. Before SQLite opens it: its companions get the rights of the file."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        os.chmod(path, 0o600)
-    except OSError as error:
-        raise Unusable(f"{path}: {error.strerror}") from error
+    def _on_disk(self, work: Callable[[], _T]) -> _T:
+        """In the thread: write, on the disk and never in memory alone; and know for the status how it went."""
+        try:
+            if self._is_in_memory:
+                self._database, self._is_in_memory = database.connect(self._path, _SCHEMA), False
+            done = work()
+        except sqlite3.Error as error:
+            if database.is_lack_of_room(error):
+                self._note(error)
+            raise
+        if self._trouble is not None:
+            log.warning("what is to be kept is stored again")
+            self._trouble = None
+        return done
 
 
 def _readable(raw: bytes, what: str) -> Iterator[Any]:
@@ -187,33 +208,3 @@ def _readable(raw: bytes, what: str) -> Iterator[Any]:
         yield json.loads(raw)
     except ValueError:
         log.warning("%s can't be read from the database: passed over", what)
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    return "damaged" in str(error) if code is None else code & 0xFF in damaged
-
-
-def _set_aside(path: str) -> str:
-    """Move the file and its companions out of the way, whole, for somebody to look at."""
-    aside = stem = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-    number = 1
-    while os.path.exists(aside):
-        number += 1
-        aside = f"{stem}-{number}"
-    for suffix in ("", "-wal", "-shm"):
-        if os.path.exists(path + suffix):
-            os.rename(path + suffix, aside + suffix)
-    return aside
-
-
-def _in_words(path: str, error: sqlite3.Error) -> str:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    reasons = {
-        sqlite3.SQLITE_FULL: "the disk is full",
-        sqlite3.SQLITE_READONLY: "it is read-only",
-        sqlite3.SQLITE_CANTOPEN: "it cannot be opened: is the folder there, and writable?",
-        sqlite3.SQLITE_IOERR: "the disk gave an error, or is full",
-    }
-    return f"{path}: {reasons.get(code, str(error))}"

@@ -308,7 +308,9 @@ def test_a_full_disk_refuses_commands_and_leaves_no_half_line(
             assert "commands are refused" in log.troubles[0]
         await log.begin(entry())
         assert log.troubles == []
-        assert [line["outcome"] for line in house.lines()] == ["ok", "begun", "ok", "begun"]
+        assert [line["outcome"] for line in house.lines()] == ["ok", "begun", "ok", "ok", "begun"]
+        assert house.lines()[2]["method"] == "nexusd.gap"
+        assert "No space left on device" in house.lines()[2]["params"]["reason"]
 
     with caplog.at_level(logging.ERROR):
         house.tell(story)

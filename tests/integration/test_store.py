@@ -13,7 +13,8 @@ import pytest
 
 from nexusd.domain.errors import NotPossible
 from nexusd.ports import StoredExperiment
-from nexusd.system.store import KEPT_EVENTS, KEPT_EXPERIMENTS, SqliteStore, StoredModule, Unusable
+from nexusd.system.database import Unusable
+from nexusd.system.store import KEPT_EVENTS, KEPT_EXPERIMENTS, SqliteStore, StoredModule
 
 
 @pytest.fixture
@@ -243,6 +244,54 @@ def test_a_disk_too_full_to_begin_with_is_named(small_disk: Path) -> None:
         (small_disk / "ballast").write_bytes(b"x" * 500_000)
     with pytest.raises(Unusable, match="full"):
         opened(small_disk / "nexus.db")
+
+
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_on_a_full_disk_all_that_was_stored_is_there_and_nothing_is_taken_until_there_is_room(
+    small_disk: Path, end: str
+) -> None:
+    path = small_disk / "nexus.db"
+    fill(path)
+    if end == "killed":
+        asyncio.run(with_a_journal(path))
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError):
+        ballast.write_bytes(b"x" * 500_000)
+
+    store = opened(path)
+    assert store.modules()["test/one"].configured == {"key": "a value"}
+    assert store.modules()["test/two"].started is False
+    assert len(store.events(500)) == 500
+    assert len(store.troubles) == 1 and "full" in store.troubles[0]
+    with pytest.raises(NotPossible, match=r"not stored: .* full"):
+        asyncio.run(store.save_wanted({"test/two": True}))
+    assert store.modules()["test/two"].started is False
+
+    ballast.unlink()
+    store.try_again()
+    asyncio.run(store.save_wanted({"test/two": True}))
+    assert store.troubles == []
+    store.close()
+    store = opened(path)
+    assert (store.modules()["test/one"].started, store.modules()["test/two"].started) == (True, True)
+    store.close()
+
+
+async def with_a_journal(path: Path) -> None:
+    """Leave the file as a nexusd that was killed leaves it, with half of it in the journal; not the journal's index."""
+    store = opened(path)
+    await store.save_wanted({"test/three": True})
+    journal = Path(f"{path}-wal").read_bytes()
+    content = path.read_bytes()
+    store.close()
+    path.write_bytes(content)
+    Path(f"{path}-wal").write_bytes(journal)
+
+
+def test_a_disk_with_room_is_told_of_by_itself(small_disk: Path) -> None:
+    store = opened(small_disk / "nexus.db")
+    assert store.troubles == []
+    store.close()
 
 
 # Experiments
