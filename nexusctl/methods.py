@@ -23,6 +23,7 @@ ACTIONS = frozenset(
         "abort_chaos",
         "scale_module",
         "trigger_healing",
+        "unset_config",
     }
 )
 
@@ -217,6 +218,11 @@ class Methods:
         result: dict[str, Any] = self.request(
             "trigger_healing", {}, module_id=module_id, wait=wait, timeout=timeout
         )
+        return result
+
+    def unset_config(self, module_id: str, key: str) -> dict[str, Any]:
+        """Take a configuration value back to the manifest's default."""
+        result: dict[str, Any] = self.request("unset_config", {"module_id": module_id, "key": key})
         return result
 
     def get_metrics(self, module_id: str | None = None) -> dict[str, Any]:
@@ -419,6 +425,11 @@ class AsyncMethods:
         result: dict[str, Any] = await self.request(
             "trigger_healing", {}, module_id=module_id, wait=wait, timeout=timeout
         )
+        return result
+
+    async def unset_config(self, module_id: str, key: str) -> dict[str, Any]:
+        """Take a configuration value back to the manifest's default."""
+        result: dict[str, Any] = await self.request("unset_config", {"module_id": module_id, "key": key})
         return result
 
     async def get_metrics(self, module_id: str | None = None) -> dict[str, Any]:

@@ -1,23 +1,18 @@
 """What a command does: checks that it makes sense, asks the fleet, waits for the outcome, tells it.
 
-reload, scale and heal stand in files of their own. Rules between modules are the fleet's; who may command, and
-how the outcome is encoded, is `nexusd.rpc`'s.
+What reload, scale, heal and configure do stands in files of their own. Rules between modules are the fleet's; who
+may command, and how the outcome is encoded, is `nexusd.rpc`'s.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from msgspec.structs import replace
-
-from nexusd.domain import settings
-from nexusd.domain.errors import BadValue, NexusError, NotPossible, TimedOut
-from nexusd.domain.events import Put, Renewal, Want
-from nexusd.domain.fields import near_match
+from nexusd.configuring import Configuring
+from nexusd.domain.errors import NotPossible
+from nexusd.domain.events import Renewal, Want
 from nexusd.domain.graph import closure
-from nexusd.domain.manifest import ConfigKey
 from nexusd.domain.module import Module, ModuleState
-from nexusd.domain.replica import Replica, Started
+from nexusd.domain.replica import Replica
 from nexusd.healing import Healing
 from nexusd.outcomes import Outcomes
 from nexusd.ports import Configs, Control, Copies, Logs, Store
@@ -25,11 +20,6 @@ from nexusd.reach import Patience, Reach, is_wanted, required, runs_of
 from nexusd.reloading import Reloading, Reread, SignalRun
 from nexusd.scaling import Scaling
 from nexusd.supervisor import Supervisor
-
-log = logging.getLogger("nexusd.operations")
-
-CONFIGURE_TIMEOUT_S = 5.0
-RELOAD_PATIENCE = Patience(timeout_s=30.0)
 
 
 class Operations:
@@ -47,10 +37,7 @@ class Operations:
     ) -> None:
         self._supervisor = supervisor
         self._store = store
-        self._control = control
         self._outcomes = outcomes = Outcomes(logs)
-        self._configs = configs
-        self._tell = tell
         self.before_reload: list[Callable[[str], None]] = []  # told the id of a module that will hand over
         self._reach = reach = Reach(supervisor)
         self._reloading = Reloading(
@@ -67,6 +54,7 @@ class Operations:
         )
         self._scaling = Scaling(supervisor, reach, store, outcomes)
         self._healing = Healing(supervisor, reach, tell)
+        self._configuring = Configuring(supervisor, reach, store, control, configs, tell)
 
     def module(self, module_id: str) -> Module:
         """Raises NoSuchModule, with the nearest id there is."""
@@ -80,6 +68,12 @@ class Operations:
 
     async def heal(self, module_id: str | None, patience: Patience) -> dict[str, Any]:
         return await self._healing.heal(module_id, patience)
+
+    async def configure(self, module_id: str, key: str, value: Any) -> dict[str, Any]:
+        return await self._configuring.configure(module_id, key, value)
+
+    async def unset_config(self, module_id: str, key: str) -> dict[str, Any]:
+        return await self._configuring.unset(module_id, key)
 
     def is_secret(self, module_id: str, key: str) -> bool:
         """Whether the value of this key must not be shown; one that nobody knows may be a mistyped secret."""
@@ -136,98 +130,6 @@ class Operations:
         restarted = not former & runs_of(after, index) and self._outcomes.runs(after, index)
         return {"module_id": module_id, **which, "restarted": restarted, "state": str(after.state)}
 
-    # Configuration
-
-    async def configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
-        """Checked, told to the running module, stored; refused as a whole when one of these refuses."""
-        async with self._reach.changing[
-            module_id
-        ]:  # two at once could be told and stored in different orders
-            await self._one_generation(module_id)
-            return await self._configure(module_id, name, value)
-
-    async def _one_generation(self, module_id: str) -> None:
-        """A value told during a reload could miss the new generation, or the old one if that stays."""
-        try:
-            await self._reach.wait(module_id, RELOAD_PATIENCE, lambda module: module.upgrade is None)
-        except TimedOut:
-            raise NotPossible(
-                f"cannot configure {module_id}: it is being reloaded",
-                module_id=module_id,
-                hint=f"nexusctl status {module_id}",
-            ) from None
-
-    async def _configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
-        module = self._reach.valid(module_id)
-        assert module.definition is not None
-        manifest = module.definition.manifest
-        key = config_key(module_id, manifest.config, name)
-        checked = settings.check_value(key, value, name)
-        previous = settings.effective(manifest, module.configured)[name]
-        told: list[str] = []
-        try:
-            if key.apply == "live":
-                await self._tell_replicas(module, name, checked, told, key)
-            self._write_config(module_id, {**module.configured, name: checked})
-            await self._store.save_value(module_id, name, checked)
-        except NexusError:
-            await self._take_back(told, name, previous, key)
-            self._write_config(module_id, module.configured)
-            raise
-        self._put_value(module_id, name, checked)
-        applied = self._apply(module_id, key, bool(told))
-        shown = settings.masked(manifest, {name: checked})[name]
-        self._tell("module.configured", module_id, reason=f"{name} = {shown!r}")
-        masked = settings.masked(manifest, {name: previous})[name]
-        return {"module_id": module_id, "key": name, "value": shown, "previous": masked, "applied": applied}
-
-    async def _tell_replicas(
-        self, module: Module, name: str, value: Any, told: list[str], key: ConfigKey
-    ) -> None:
-        for replica in module.current:
-            if isinstance(replica.state, Started):
-                told.append(replica.state.run)
-                try:
-                    await self._tell_run(replica.state.run, name, value, key)
-                except BadValue:  # who refuses keeps the old value, and need not be told it
-                    told.pop()
-                    raise
-
-    async def _tell_run(self, run: str, name: str, value: Any, key: ConfigKey) -> None:
-        params = {"key": name, "value": value}
-        try:
-            await self._control.ask(run, "configure", params, CONFIGURE_TIMEOUT_S)
-        except NexusError as error:
-            raise settings.without_words(key, name, error) from None
-
-    async def _take_back(self, told: Iterable[str], name: str, previous: Any, key: ConfigKey) -> None:
-        for run in told:
-            try:
-                await self._tell_run(run, name, previous, key)
-            except NexusError as error:  # the refusal itself is what the caller is told
-                log.warning("%s may still use the refused value of %s: %s", run, name, error)
-
-    def _put_value(self, module_id: str, name: str, value: Any) -> None:
-        module = self.module(module_id)
-        module = replace(module, configured={**module.configured, name: value})
-        self._supervisor.handle(Put(module_id, module))
-
-    def _write_config(self, module_id: str, configured: Mapping[str, Any]) -> None:
-        module = replace(self.module(module_id), configured=dict(configured))
-        if module.definition is not None:
-            self._configs.write(module, module.definition, module.generation)
-
-    def _apply(self, module_id: str, key: ConfigKey, told: bool) -> str:
-        """How the value reaches the module: it was told, or is started anew from the definition in force."""
-        module = self.module(module_id)
-        if not (module.wanted and module.is_active) or (key.apply == "live" and not told):
-            return "stored"
-        if key.apply == "restart":
-            self._supervisor.handle(Renewal(module_id))
-        elif key.apply == "reload":
-            self._supervisor.handle(Renewal(module_id, module.definition, beside=True))
-        return key.apply
-
     async def _save_wanted(self, module_ids: list[str], started: bool) -> dict[str, str]:
         """A full disk must not keep an operator from stopping a module: then the answer says what was not kept."""
         try:
@@ -249,12 +151,3 @@ def _replica(module: Module, index: int) -> Replica:
         module_id=module.id,
         hint=f"nexusctl status {module.id}" if module.wanted else f"nexusctl start {module.id}",
     )
-
-
-def config_key(module_id: str, keys: Mapping[str, ConfigKey], name: str) -> ConfigKey:
-    """Raises BadValue, with the nearest key there is."""
-    if name in keys:
-        return keys[name]
-    near = near_match(name, keys)
-    hint = f"did you mean {near}?" if near else f"nexusctl config get {module_id}"
-    raise BadValue(f"{module_id} has no configuration key {name}", module_id=module_id, hint=hint, key=name)

@@ -47,6 +47,8 @@ class Store(Protocol):
 
     def save_value(self, module_id: str, key: str, value: Any) -> Awaitable[None]: ...
 
+    def forget_value(self, module_id: str, key: str) -> Awaitable[None]: ...
+
 
 class StoredExperiment(NamedTuple):
     number: int

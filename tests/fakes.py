@@ -199,6 +199,10 @@ class FakeStore:
         self._refuse_when_full()
         self.values[module_id, key] = value
 
+    async def forget_value(self, module_id: str, key: str) -> None:
+        self._refuse_when_full()
+        self.values.pop((module_id, key), None)
+
     def _refuse_when_full(self) -> None:
         if self.full is not None:
             raise self.full

@@ -1,10 +1,10 @@
-"""`config get` and `config set`: a module's typed configuration values."""
+"""`config get`, `config set` and `config unset`: a module's typed configuration values."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from getpass import getpass
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ APPLIED = {
     "reload": "applied by a reload",
     "restart": "applied by a restart",
     "stored": "stored until the module starts",
+    "none": "which is the default already",
 }
 
 
@@ -101,14 +102,39 @@ def set_value(invocation: Invocation, module: str, key: str, value: str | None) 
     it is asked for on the terminal. Both are taken to the letter for a str, quotes and all.
     """
     text, is_literal = _given(value, module, key), value in (None, "-")
+
+    def params(client: Client, module_id: str) -> dict[str, Any]:
+        return {"key": key, "value": _typed(client, module_id, key, text, is_literal)}
+
+    return _change(invocation, module, key, "configure", params)
+
+
+@config.command("unset")
+@module_argument(several=False)
+@click.argument("key", shell_complete=complete_keys)
+@answers
+def unset(invocation: Invocation, module: str, key: str) -> int:
+    """Take one KEY of a module, or of each that a pattern means, back to its default.
+
+    That is the default of the manifest, of a later one, too. It is put in force as a value is that is set.
+    """
+    return _change(invocation, module, key, "unset_config", lambda *_: {"key": key})
+
+
+def _change(
+    invocation: Invocation,
+    module: str,
+    key: str,
+    method: str,
+    params: Callable[[Client, str], dict[str, Any]],
+) -> int:
     patience = invocation.action_timeout + GRACE_S
     with invocation.client(patience) as client:
-        ids = selected(client, [module])
-        wanted = {one: {"key": key, "value": _typed(client, one, key, text, is_literal)} for one in ids}
+        wanted = {one: params(client, one) for one in selected(client, [module])}
         if not is_single([module]):
-            results, statuses = _each(invocation, client, "configure", "configure", wanted)
+            results, statuses = _each(invocation, client, method, "configure", wanted)
     if is_single([module]):
-        result = _ask(invocation, "configure", {"module_id": module, **wanted[module]}, patience)
+        result = _ask(invocation, method, {"module_id": module, **wanted[module]}, patience)
         invocation.show(result, lambda: _set(result), key)
         return DONE
     if invocation.output == "json":
@@ -207,5 +233,7 @@ def _row(key: str, entry: dict[str, Any]) -> tuple[str, ...]:
 
 def _set(result: dict[str, Any]) -> str:
     change = f"{value_text(result.get('previous'))} -> {value_text(result['value'])}"
+    if "changed" in result:  # it was unset
+        change = f"{change} (the default)" if result["changed"] else value_text(result["value"])
     applied = APPLIED.get(result["applied"], result["applied"])
     return f"{result['module_id']} {result['key']}: {change}, {applied}"

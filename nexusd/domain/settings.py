@@ -12,7 +12,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from nexusd.domain.errors import BadValue, NexusError, NotPossible, TimedOut
-from nexusd.domain.fields import shown
+from nexusd.domain.fields import near_match, shown
 from nexusd.domain.manifest_sections import ConfigKey, Manifest
 from nexusd.domain.units import Seconds
 
@@ -21,6 +21,15 @@ LEAST_MASKED: Final = 4  # characters; to mask shorter ones in a text would tell
 RANGED: Final = ("int", "float", "duration")
 # What SQLite, JSON readers in other languages and C programs hold without loss.
 _LEAST_INT, _GREATEST_INT = -(2**63), 2**63 - 1
+
+
+def key_named(module_id: str, keys: Mapping[str, ConfigKey], name: str) -> ConfigKey:
+    """Raises BadValue, with the nearest key there is."""
+    if name in keys:
+        return keys[name]
+    near = near_match(name, keys)
+    hint = f"did you mean {near}?" if near else f"nexusctl config get {module_id}"
+    raise BadValue(f"{module_id} has no configuration key {name}", module_id=module_id, hint=hint, key=name)
 
 
 def check_value(key: ConfigKey, value: object, name: str = "value") -> Any:

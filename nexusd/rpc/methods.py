@@ -10,7 +10,7 @@ from typing import Any
 from nexusd.domain import health, settings
 from nexusd.domain.access import effective_permissions
 from nexusd.domain.fleet import Fleet
-from nexusd.operations import Operations, config_key
+from nexusd.operations import Operations
 from nexusd.ports import CheckResults, Containment, Daemon, EventSource, LogReader, Outputs
 from nexusd.reach import Patience
 from nexusd.rpc import discover, views
@@ -170,7 +170,7 @@ class Api:
         manifest = module.definition.manifest if module.definition else None
         keys = manifest.config if manifest else {}
         if params.key is not None:
-            config_key(module.id, keys, params.key)
+            settings.key_named(module.id, keys, params.key)
         effective = settings.effective(manifest, module.configured) if manifest else {}
         shown = {
             name: views.setting(key, effective[name], name in module.configured)

@@ -1,6 +1,6 @@
-"""The rows of the table that keep modules as they should be: how many replicas, and healing.
+"""The rows of the table that keep modules as they should be: how many replicas, healing, values by default.
 
-What they do stands in `nexusd.scaling` and `nexusd.healing`.
+What they do stands in `nexusd.scaling`, `nexusd.healing` and `nexusd.configuring`.
 """
 
 from typing import Annotated, Any
@@ -26,6 +26,11 @@ class Heal(Struct, frozen=True, forbid_unknown_fields=True):
     timeout: Timeout = None
 
 
+class UnsetConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    module_id: ModuleId
+    key: str
+
+
 class Upkeep:
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
@@ -39,6 +44,14 @@ class Upkeep:
                 "module.heal",
                 True,
             ),
+            Method(
+                "unset_config",
+                self.unset_config,
+                "Take a configuration value back to the manifest's default",
+                UnsetConfig,
+                "module.configure",
+                True,
+            ),
         ]
 
     async def scale(self, _call: Call, params: Scale) -> dict[str, Any]:
@@ -47,3 +60,6 @@ class Upkeep:
 
     async def heal(self, _call: Call, params: Heal) -> dict[str, Any]:
         return await self._operations.heal(params.module_id, Patience(params.wait, params.timeout))
+
+    async def unset_config(self, _call: Call, params: UnsetConfig) -> dict[str, Any]:
+        return await self._operations.unset_config(params.module_id, params.key)

@@ -143,6 +143,9 @@ class SqliteStore:
         row = (module_id, key, json.dumps(value))
         await self._write("INSERT OR REPLACE INTO configured VALUES (?, ?, ?)", [row])
 
+    async def forget_value(self, module_id: str, key: str) -> None:
+        await self._write("DELETE FROM configured WHERE module_id = ? AND key = ?", [(module_id, key)])
+
     async def save_experiment(self, number: int, report: Mapping[str, Any], lease: str | None) -> None:
         row = (number, json.dumps(report), lease)
 

@@ -135,6 +135,20 @@ def test_apply_says_how_a_value_takes_effect(told: Nexus) -> None:
     assert json.loads(told.bell.hear()) == ["started", _config(restarted="two", renewed=2, live=9)]
 
 
+def test_config_unset_takes_a_value_back_to_the_default_over_restarts_too(told: Nexus) -> None:
+    told.call("configure", module_id="a/one", key="live", value=5)
+    told.bell.hear()
+    done = told.ctl("config", "unset", "a/one", "live")
+    assert (done.returncode, done.stdout) == (0, "a/one live: 5 -> 1 (the default), applied at once\n")
+    assert json.loads(told.bell.hear())[1]["live"] == 1
+    again = told.ctl("config", "unset", "a/one", "live")
+    assert again.stdout == "a/one live: 1, which is the default already\n"
+    told.restart().until_state("a/one", "started")
+    assert json.loads(told.bell.hear())[1]["live"] == 1
+    assert told.call("get_config", module_id="a/one", key="live")["config"]["live"]["source"] == "default"
+    assert told.ctl("config", "unset", "a/one", "lve").returncode != 0
+
+
 def test_a_secret_is_shown_nowhere_and_reaches_the_module(told: Nexus) -> None:
     secret = "hunter2-of-the-test"
     seen = [told.call("configure", module_id="a/one", key="password", value=secret)]

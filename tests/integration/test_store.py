@@ -184,6 +184,18 @@ def test_what_a_crash_left_in_the_journal_is_there(path: Path, tmp_path: Path) -
     store.close()
 
 
+def test_a_value_that_is_forgotten_is_gone_and_no_other(path: Path) -> None:
+    store = opened(path)
+    for key in ("one", "two"):
+        asyncio.run(store.save_value("test/one", key, 1))
+    asyncio.run(store.forget_value("test/one", "one"))
+    asyncio.run(store.forget_value("test/none", "two"))
+    store.close()
+    store = opened(path)
+    assert store.modules() == {"test/one": StoredModule(configured={"two": 1})}
+    store.close()
+
+
 # No room, no rights
 
 

@@ -29,7 +29,9 @@ LAYERS: dict[str, set[str]] = {
     "nexusd.healing": {"nexusd.domain", "nexusd.supervisor", "nexusd.reach"},
     "nexusd.scaling": OF_COMMANDS,
     "nexusd.reloading": OF_COMMANDS,
-    "nexusd.operations": OF_COMMANDS | {"nexusd.healing", "nexusd.scaling", "nexusd.reloading"},
+    "nexusd.configuring": OF_COMMANDS,
+    "nexusd.operations": OF_COMMANDS
+    | {"nexusd.healing", "nexusd.scaling", "nexusd.reloading", "nexusd.configuring"},
     "nexusd.rpc": {
         "nexusd.chaos",
         "nexusd.domain",

@@ -506,6 +506,55 @@ def test_a_refusal_to_take_back_does_not_hide_the_first(house, caplog):
     assert "may still use the refused value of rate" in caplog.text
 
 
+def test_a_value_that_is_unset_is_the_manifests_again_everywhere(house):
+    house.is_running(BUS, ECHO)
+    outcome(house.operations.configure(ECHO, "rate", 20))
+    told = outcome(house.operations.unset_config(ECHO, "rate"))
+    assert told == {
+        "module_id": ECHO,
+        "key": "rate",
+        "value": 10,
+        "previous": 20,
+        "applied": "live",
+        "changed": True,
+    }
+    assert house.control.asked[-1] == (f"{ECHO}#0", "rate", 10)
+    assert (house.store.values, house.module(ECHO).configured) == ({}, {})
+    assert house.configs.files == {f"{ECHO}.1": {}}
+    assert house.told[-1] == ("module.configured", ECHO, "rate = 10, the default")
+
+
+def test_what_is_at_its_default_already_is_unset_without_a_word_to_the_module(house):
+    house.is_running(BUS, ECHO)
+    told = outcome(house.operations.unset_config(ECHO, "token"))
+    assert (told["changed"], told["applied"], told["value"]) == (False, "none", "********")
+    assert (house.control.asked, house.told, house.processes.log) == ([], [], [])
+
+
+def test_an_unset_that_cannot_be_stored_is_taken_back(house):
+    house.is_running(BUS, ECHO)
+    outcome(house.operations.configure(ECHO, "rate", 20))
+    house.store.full = FULL
+    assert refusal(NotPossible, house.operations.unset_config(ECHO, "rate")) is FULL
+    assert [value for _, _, value in house.control.asked] == [20, 10, 20]
+    assert house.module(ECHO).configured == {"rate": 20}
+    assert house.configs.files == {f"{ECHO}.1": {"rate": 20}}
+
+
+def test_an_unset_takes_effect_as_the_key_says(house):
+    house.is_running(BUS, ECHO)
+    outcome(house.operations.configure(ECHO, "peers", ["a"]))
+    house.exits(ECHO, CLEAN)
+    house.tell(ECHO, events.Ready)
+    house.processes.log.clear()
+    assert outcome(house.operations.unset_config(ECHO, "peers"))["applied"] == "restart"
+    assert house.processes.log == [f"SIGTERM {ECHO}#0"]
+
+
+def test_a_mistyped_key_to_unset_names_its_near_match(house):
+    assert refusal(BadValue, house.operations.unset_config(ECHO, "rat")).hint == "did you mean rate?"
+
+
 def test_a_value_that_wants_a_restart_gets_one(house):
     house.is_running(BUS, ECHO)
     assert outcome(house.operations.configure(ECHO, "peers", ["a"]))["applied"] == "restart"
