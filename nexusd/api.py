@@ -25,6 +25,7 @@ from nexusd.rpc.metrics import CallCounter, Metrics
 from nexusd.rpc.server import RpcServer
 from nexusd.rpc.upkeep import Upkeep
 from nexusd.supervisor import Supervisor
+from nexusd.system.edits import Edits
 from nexusd.system.figures import Figures, Keeper, Sources
 from nexusd.system.http import Handler, HttpServer
 
@@ -68,6 +69,7 @@ def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) ->
         parts.checks,
         parts.containment,
         parts.keeper,
+        Edits(),
         families,
     )
     # First: what the others say of a call is said when its line is safe.

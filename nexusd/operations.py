@@ -86,6 +86,11 @@ class Operations:
     async def start(self, module_id: str, patience: Patience) -> dict[str, Any]:
         """Starts what it requires, too. Raises StartFailed, DependencyFailed, TimedOut, NotPossible."""
         module = self._reach.startable(module_id)
+        if not module.is_active:
+            edited = await self._reloading.edited(module, "start")
+            module = self._reach.startable(module_id)
+            if edited is not None and not module.is_active:
+                self._reloading.take(module_id, edited)
         fleet = self._supervisor.fleet
         also = [
             one for one in sorted(closure(fleet.graph.requires, [module_id])) if not is_wanted(fleet, one)
@@ -117,14 +122,20 @@ class Operations:
         return {"module_id": module_id, **stopped, "changed": changed, "also": dependents, **warning}
 
     async def restart(self, module_id: str, patience: Patience, index: int | None = None) -> dict[str, Any]:
-        """Of the whole module, or of one replica: the others are not touched."""
+        """Of the whole module, as it lies on disk; or of one replica: the others are not touched."""
         module = self._reach.startable(module_id)
         which: dict[str, Any] = {} if index is None else {"replica": _replica(module, index).name}
         if not module.wanted and index is None:
             started = await self.start(module_id, patience)
             return {"module_id": module_id, "restarted": started["started"], "state": started["state"]}
-        former = runs_of(module, index)
-        self._supervisor.handle(Renewal(module_id, index=index))
+        edited = await self._reloading.edited(module, "restart")
+        if edited is not None and index is not None:
+            raise _of_two_kinds(module, index)
+        if edited is not None:
+            former = self._reloading.take(module_id, edited)
+        else:
+            former = runs_of(self.module(module_id), index)
+            self._supervisor.handle(Renewal(module_id, index=index))
         await self._reach.wait(module_id, patience, self._outcomes.is_renewed(former, index))
         after = self.module(module_id)
         restarted = not former & runs_of(after, index) and self._outcomes.runs(after, index)
@@ -150,4 +161,12 @@ def _replica(module: Module, index: int) -> Replica:
         f"cannot restart {module.id}#{index}: {what}",
         module_id=module.id,
         hint=f"nexusctl status {module.id}" if module.wanted else f"nexusctl start {module.id}",
+    )
+
+
+def _of_two_kinds(module: Module, index: int) -> NotPossible:
+    return NotPossible(
+        f"cannot restart {module.id}#{index}: the module's files have changed, it would be another than the others",
+        module_id=module.id,
+        hint=f"nexusctl reload {module.id}",
     )

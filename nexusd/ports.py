@@ -50,6 +50,10 @@ class Store(Protocol):
     def forget_value(self, module_id: str, key: str) -> Awaitable[None]: ...
 
 
+class Edits(Protocol):
+    def are_there(self, module: Module) -> bool: ...
+
+
 class StoredExperiment(NamedTuple):
     number: int
     report: dict[str, Any]

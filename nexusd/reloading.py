@@ -1,5 +1,7 @@
 """What a reload does: reads what is on disk, has states handed over, and puts the new generation in force.
 
+So does a start or a restart of a module that was edited: it runs what lies on disk whole, or not at all.
+
 In which order the two generations start and stop is the fleet's.
 """
 
@@ -62,7 +64,7 @@ class Reloading:
         chosen = strategy or module.definition.manifest.reload.strategy
         if chosen == "signal":
             return self._reload_by_signal(module)
-        definition = await self._definition_on_disk(module)
+        definition = await self._definition_on_disk(module, "reload")
         changed = definition.digest != module.definition.digest
         async with self._reach.changing[
             module_id
@@ -82,6 +84,22 @@ class Reloading:
             "generation": reloaded.generation,
             "changed": changed,
         }
+
+    async def edited(self, module: Module, command: str) -> Definition | None:
+        """What lies on disk, if that is another than what is in force. Code alone would come of itself, with the
+        next process; beside the former manifest that is neither the old module nor the new one. Raises NotPossible.
+        """
+        if module.definition is None or module.definition.folder != module.folder:
+            return None  # a copy, to which a rolling reload went back, stays until a reload works
+        found = await self._definition_on_disk(module, command)
+        return found if found.digest != module.definition.digest else None
+
+    def take(self, module_id: str, definition: Definition) -> frozenset[str]:
+        """Put it in force at once, nothing handed over. Returns the runs that end by it."""
+        former = runs_of(self._reach.module(module_id))
+        self._supervisor.handle(Renewal(module_id, definition))
+        self._run(self._see_to_the_end(module_id, "restart", former))
+        return former
 
     async def _begin(self, module_id: str, definition: Definition, strategy: str) -> frozenset[str]:
         """The runs that are to end. Their states are handed over first."""
@@ -171,25 +189,25 @@ class Reloading:
         told = {"reloaded": True, "strategy": "signal", "generation": module.generation, "changed": False}
         return {"module_id": module.id, **told}
 
-    async def _definition_on_disk(self, module: Module) -> Definition:
+    async def _definition_on_disk(self, module: Module, command: str) -> Definition:
         definition = await self._reread(module)
         if definition is None:
             faults = [str(fault) for fault in self._reach.module(module.id).faults]
             raise NotPossible(
-                f"cannot reload {module.id}: its manifest has faults, the one in force stays",
+                f"cannot {command} {module.id}: its manifest has faults, the one in force stays",
                 module_id=module.id,
                 reason="; ".join(faults) or "its folder is gone",
                 hint=f"nexusctl check {module.folder}",
             )
-        self._refuse_circle(module, definition)
+        self._refuse_circle(module, definition, command)
         return definition
 
-    def _refuse_circle(self, module: Module, definition: Definition) -> None:
+    def _refuse_circle(self, module: Module, definition: Definition, command: str) -> None:
         """Modules that require each other would wait for each other, at the start and at the stop."""
         circle = circle_with(self._supervisor.fleet, module, definition)
         if circle is not None:
             raise NotPossible(
-                f"cannot reload {module.id}: its manifest closes a circle of modules, the one in force stays",
+                f"cannot {command} {module.id}: its manifest closes a circle of modules, the one in force stays",
                 module_id=module.id,
                 reason=" → ".join(circle),
                 hint="nexusctl reload the others first, if they changed too",

@@ -11,7 +11,7 @@ from nexusd.domain import health, settings
 from nexusd.domain.access import effective_permissions
 from nexusd.domain.fleet import Fleet
 from nexusd.operations import Operations
-from nexusd.ports import CheckResults, Containment, Daemon, EventSource, LogReader, Outputs
+from nexusd.ports import CheckResults, Containment, Daemon, Edits, EventSource, LogReader, Outputs
 from nexusd.reach import Patience
 from nexusd.rpc import discover, views
 from nexusd.rpc.call import Call, Method, NoParams
@@ -35,6 +35,7 @@ class Api:
         checks: CheckResults,
         containment: Containment,
         outputs: Outputs,
+        edits: Edits,
         families: Iterable[Method] = (),
     ) -> None:
         """families: the rows that stand in files of their own."""
@@ -46,6 +47,7 @@ class Api:
         self._checks = checks
         self._containment = containment
         self._outputs = outputs
+        self._edits = edits
         self._page = views.StatusPage()
         self._history = History(operations, logs, events, outputs)
         self.methods = [*self._table(), *families]
@@ -98,7 +100,8 @@ class Api:
         if params.module_id is not None:
             module = self._operations.module(params.module_id)
             graph = self._supervisor.fleet.graph
-            shown = views.detail(module, graph, self._logs.path, self._checks.last, self._containment)
+            seen = self._checks.last
+            shown = views.detail(module, graph, self._logs.path, seen, self._containment, self._edits)
             return {**shown, "journal": views.journal(module, self._outputs)}
         identity = self._identity
         return {

@@ -19,7 +19,7 @@ from nexusd.domain.module import Module
 from nexusd.domain.replica import Backoff, Replica, Started
 from nexusd.domain.units import unit_number
 from nexusd.outcomes import exit_shown
-from nexusd.ports import Containment, Outputs, Seen
+from nexusd.ports import Containment, Edits, Outputs, Seen
 from nexusd.rpc import containment
 
 FEATURES = {"cluster": False, "tracing": False, "compliance": False}
@@ -71,11 +71,13 @@ def detail(
     log_path: Callable[[str], str],
     last_checks: LastChecks,
     held_by: Containment,
+    edits: Edits,
 ) -> dict[str, Any]:
     """Everything there is to say of one module."""
     faults = [msgspec.structs.asdict(fault) for fault in module.faults]
     shown = {**summary(module), "folder": module.folder, "faults": faults}
-    shown |= {"uptime_seconds": _module_uptime(module), "pending_reload": module.pending is not None}
+    is_edited = module.pending is not None or edits.are_there(module)
+    shown |= {"uptime_seconds": _module_uptime(module), "pending_reload": is_edited}
     refused = module.refused
     shown["refused_reload"] = {"reason": refused.reason, "at": epoch(refused.at)} if refused else None
     shown["instances"] = [

@@ -139,6 +139,23 @@ def test_a_rolling_reload_replaces_one_after_the_other(old: Nexus) -> None:
     assert words(old) == {"new"}
 
 
+def test_status_tells_of_an_edit_that_nobody_asked_to_reload_and_a_restart_takes_all_of_it(
+    old: Nexus,
+) -> None:
+    assert old.status("a/one")["pending_reload"] is False
+    write(old, "new")
+    assert old.status("a/one")["pending_reload"] is True
+    assert "files have changed: nexusctl reload a/one" in old.ctl("status", "a/one").stdout
+    write(old, "old")  # taken back
+    assert old.status("a/one")["pending_reload"] is False
+
+    write(old, "new", count=2)
+    assert old.call("restart_module", module_id="a/one")["restarted"] is True
+    status = old.status("a/one")
+    assert (status["generation"], status["pending_reload"], len(status["instances"])) == (2, False, 2)
+    assert words(old) == {"new"}
+
+
 def test_after_a_failed_rolling_reload_all_answer_as_before_although_the_files_are_new(old: Nexus) -> None:
     write(old, "new", broken=2)
     with pytest.raises(RpcError, match="all replicas are the old one's") as refused:

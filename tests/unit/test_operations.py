@@ -5,6 +5,7 @@ import signal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from nexusd.domain import events
 from nexusd.domain.errors import (
@@ -17,7 +18,7 @@ from nexusd.domain.errors import (
 )
 from nexusd.domain.events import Put, Scale, Want
 from nexusd.domain.replica import Exit
-from tests.fakes import CLEAN, definition
+from tests.fakes import CLEAN, CRASH, definition
 from tests.house import AT_ONCE, BUS, ECHO, FULL, GREETER, IMPATIENT, KEYS, PATIENT, House, outcome, refusal
 
 
@@ -259,7 +260,9 @@ def test_a_restart_of_what_turns_out_to_be_stuck_ends_too(house):
 def test_a_restart_is_done_when_the_next_process_is_ready(house):
     house.is_running(BUS)
     told = outcome(
-        house.operations.restart(BUS, PATIENT), lambda: house.exits(BUS, CLEAN), lambda: house.ready(BUS)
+        house.operations.restart(BUS, PATIENT),
+        lambda: house.exits(BUS, CLEAN, generation=1),
+        lambda: house.ready(BUS),
     )
     assert told == {"module_id": BUS, "restarted": True, "state": "started"}
     assert house.processes.log == [f"SIGTERM {BUS}#0", f"forget {BUS}#0", f"spawn {BUS}#0"]
@@ -384,6 +387,7 @@ def test_a_reload_that_was_called_off_meanwhile_does_not_claim_to_be_done(house)
     async def both() -> dict[str, Any]:
         reloading = asyncio.ensure_future(house.operations.reload(BUS, None, PATIENT))
         await asyncio.sleep(0)
+        house.on_disk.pop(BUS)  # the edit is taken back, or a restart would take it
         await house.operations.restart(BUS, AT_ONCE)
         house.exits(BUS, CLEAN, generation=2)
         house.exits(BUS, CLEAN, generation=1)
@@ -392,6 +396,66 @@ def test_a_reload_that_was_called_off_meanwhile_does_not_claim_to_be_done(house)
 
     told = outcome(both())
     assert (told["reloaded"], told["generation"]) == (False, 1)
+
+
+def test_a_restart_of_what_was_edited_loads_all_of_it_as_a_new_generation(house):
+    house.is_running(BUS)
+    house.on_disk[BUS] = definition(BUS, "new", version="3")
+    told = outcome(
+        house.operations.restart(BUS, PATIENT),
+        lambda: house.exits(BUS, CLEAN, generation=1),
+        lambda: house.ready(BUS),
+    )
+    assert told == {"module_id": BUS, "restarted": True, "state": "started"}
+    assert (house.module(BUS).generation, house.module(BUS).definition) == (2, house.on_disk[BUS])
+    assert house.processes.log == [f"SIGTERM {BUS}#0", f"forget {BUS}#0", f"spawn {BUS}#0"]
+    assert house.told == [("module.reloaded", BUS, "restart")]
+
+
+@pytest.mark.parametrize("before", ["stopped", "failed"])
+def test_so_does_a_start(house, before):
+    house.put(BUS, restart={"policy": "never"})
+    house.is_running(BUS)
+    if before == "stopped":
+        house.supervisor.handle(Want((BUS,), False))
+    house.exits(BUS, CLEAN if before == "stopped" else CRASH)
+    assert house.state(BUS) == before
+    house.on_disk[BUS] = definition(BUS, "new")
+    told = outcome(house.operations.start(BUS, PATIENT), lambda: house.ready(BUS))
+    assert (told["started"], house.module(BUS).generation) == (True, 2)
+    assert house.module(BUS).definition == house.on_disk[BUS]
+
+
+@pytest.mark.parametrize("command", ["start", "restart"])
+def test_a_manifest_with_faults_is_not_started_with_new_code_beside_the_old_manifest(house, command):
+    house.is_running(BUS)
+    if command == "start":
+        house.supervisor.handle(Want((BUS,), False))
+        house.exits(BUS, CLEAN)
+    house.processes.log.clear()
+    house.on_disk[BUS] = None
+    error = refusal(NotPossible, getattr(house.operations, command)(BUS, PATIENT))
+    assert str(error) == f"cannot {command} {BUS}: its manifest has faults, the one in force stays"
+    assert error.hint == f"nexusctl check {house.module(BUS).folder}"
+    assert house.processes.log == []
+
+
+def test_one_replica_is_not_made_another_than_the_others(house):
+    house.put(BUS, replicas=2)
+    house.is_running(BUS)
+    house.on_disk[BUS] = definition(BUS, "new", replicas=2)
+    error = refusal(NotPossible, house.operations.restart(BUS, PATIENT, 1))
+    assert str(error).startswith(f"cannot restart {BUS}#1: the module's files have changed")
+    assert (error.hint, house.processes.log) == (f"nexusctl reload {BUS}", [])
+
+
+def test_what_went_back_to_a_copy_of_its_code_restarts_from_it(house):
+    house.is_running(BUS)
+    copy = replace(house.module(BUS).definition, folder="/copies/bus")
+    house.supervisor.handle(Put(BUS, replace(house.module(BUS), definition=copy)))
+    house.on_disk[BUS] = definition(BUS, "new")
+    outcome(house.operations.restart(BUS, PATIENT), lambda: house.exits(BUS, CLEAN), lambda: house.ready(BUS))
+    assert (house.module(BUS).generation, house.module(BUS).definition) == (1, copy)
 
 
 def test_a_reload_by_signal_goes_to_every_running_process(house):
