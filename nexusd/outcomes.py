@@ -3,7 +3,7 @@
 Pure but for the last lines of a log. Waiting for the outcome is `nexusd.operations`'s.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from nexusd.domain import settings
@@ -127,7 +127,11 @@ class Outcomes:
                 else f"the old one is {module.state}" + (f": {module.reason}" if module.reason else "")
             )
         what = f"{module.id} was not reloaded: the new generation failed ({reason}); {after}"
-        return self._told_by(module, refusal.successor, what, reason)
+        failure = self._told_by(module, refusal.successor, what, reason)
+        if _found_its_port_taken([reason, *failure.details["log"]]):
+            way_out = f"nexusctl reload {module.id} --strategy immediate"
+            failure.hint = f"{way_out}; or let nexusd open the socket, for both generations: [run] listen"
+        return failure
 
     def _not_scaled(self, module: Module, count: int, replica: Replica, failure: NexusError) -> NexusError:
         """The number stays: what is tried again may come up yet."""
@@ -161,6 +165,11 @@ def _without_secrets(module: Module, line: str) -> str:
     if module.definition is None:
         return line
     return settings.without_secrets(module.definition.manifest, module.configured, line)
+
+
+def _found_its_port_taken(words: Iterable[str]) -> bool:
+    """By the former generation, as a rule: the words of libc, and those of runtimes with words of their own."""
+    return any("address already in use" in line.lower() or "EADDRINUSE" in line for line in words)
 
 
 def _will_end(replica: Replica) -> bool:

@@ -380,6 +380,26 @@ def test_a_reload_starts_nothing_that_was_stopped_by_hand(house):
     assert house.processes.log == []
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "OSError: [Errno 98] Address already in use",
+        "Error: listen EADDRINUSE: address already in use :::8080",
+    ],
+)
+def test_a_program_that_finds_its_own_port_taken_is_shown_the_ways_out(house, line):
+    house.is_running(BUS)
+    house.on_disk[BUS] = definition(BUS, "new")
+    house.logs.lines[f"{BUS}#0"] = ["starting", line]
+    error = refusal(
+        StartFailed,
+        house.operations.reload(BUS, None, PATIENT),
+        lambda: house.exits(BUS, generation=2),
+    )
+    assert error.hint.startswith(f"nexusctl reload {BUS} --strategy immediate; or ")
+    assert "[run] listen" in error.hint
+
+
 def test_a_reload_that_was_called_off_meanwhile_does_not_claim_to_be_done(house):
     house.is_running(BUS)
     house.on_disk[BUS] = definition(BUS, "new")
