@@ -265,6 +265,8 @@ def next_step(detail: Item) -> str | None:
     module_id, state = detail["id"], detail["state"]
     if state == "invalid":
         return f"nexusctl check {_modules_folder(detail)}, and nexusctl reload once it is correct"
+    if state == "stopped" and detail["replicas"]["wanted"] == 0:
+        return f"nexusctl scale {module_id} 1"
     if state in ("stopped", "loaded"):
         return f"nexusctl start {module_id}"
     if detail.get("refused_reload"):

@@ -11,7 +11,7 @@ from nexusd.configuring import Configuring
 from nexusd.domain.errors import NotPossible
 from nexusd.domain.events import Renewal, Want
 from nexusd.domain.graph import closure
-from nexusd.domain.module import Module, ModuleState
+from nexusd.domain.module import SCALED_TO_NONE, Module, ModuleState
 from nexusd.domain.replica import Replica
 from nexusd.healing import Healing
 from nexusd.outcomes import Outcomes
@@ -85,7 +85,7 @@ class Operations:
 
     async def start(self, module_id: str, patience: Patience) -> dict[str, Any]:
         """Starts what it requires, too. Raises StartFailed, DependencyFailed, TimedOut, NotPossible."""
-        module = self._reach.startable(module_id)
+        module = self._with_replicas(module_id, "start")
         if not module.is_active:
             edited = await self._reloading.edited(module, "start")
             module = self._reach.startable(module_id)
@@ -123,7 +123,7 @@ class Operations:
 
     async def restart(self, module_id: str, patience: Patience, index: int | None = None) -> dict[str, Any]:
         """Of the whole module, as it lies on disk; or of one replica: the others are not touched."""
-        module = self._reach.startable(module_id)
+        module = self._with_replicas(module_id, "restart")
         which: dict[str, Any] = {} if index is None else {"replica": _replica(module, index).name}
         if not module.wanted and index is None:
             started = await self.start(module_id, patience)
@@ -140,6 +140,17 @@ class Operations:
         after = self.module(module_id)
         restarted = not former & runs_of(after, index) and self._outcomes.runs(after, index)
         return {"module_id": module_id, **which, "restarted": restarted, "state": str(after.state)}
+
+    def _with_replicas(self, module_id: str, command: str) -> Module:
+        """One of which something would run."""
+        module = self._reach.startable(module_id)
+        if module.count == 0:
+            raise NotPossible(
+                f"cannot {command} {module_id}: it is {SCALED_TO_NONE}",
+                module_id=module_id,
+                hint=f"nexusctl scale {module_id} 1",
+            )
+        return module
 
     async def _save_wanted(self, module_ids: list[str], started: bool) -> dict[str, str]:
         """A full disk must not keep an operator from stopping a module: then the answer says what was not kept."""

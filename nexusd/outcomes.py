@@ -23,7 +23,7 @@ class Outcomes:
         self._logs = logs
 
     def is_started(self, module: Module) -> bool:
-        if module.state is ModuleState.STARTED:
+        if module.state is ModuleState.STARTED or (module.count == 0 and not module.is_active):
             return True
         if not module.wanted:
             raise NotPossible(f"{module.id} was stopped meanwhile", module_id=module.id)

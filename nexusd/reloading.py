@@ -76,7 +76,7 @@ class Reloading:
         if patience.wait:
             await ending
         reloaded = self._reach.module(module_id)
-        is_done = reloaded.state is ModuleState.STARTED or not reloaded.wanted
+        is_done = reloaded.state is ModuleState.STARTED or not (reloaded.wanted and reloaded.count)
         return {
             "module_id": module_id,
             "reloaded": is_done and reloaded.definition == definition,

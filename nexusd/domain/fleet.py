@@ -15,7 +15,14 @@ from nexusd.domain.events import FleetEvent, GiveUp, Load, News, Order, Put, Ren
 from nexusd.domain.graph import Graph, cycles
 from nexusd.domain.lifecycle import Moment
 from nexusd.domain.manifest import Definition
-from nexusd.domain.module import Module, ModuleState, next_generation, with_definition, with_replica
+from nexusd.domain.module import (
+    SCALED_TO_NONE,
+    Module,
+    ModuleState,
+    next_generation,
+    with_definition,
+    with_replica,
+)
 from nexusd.domain.policy import policy_of
 from nexusd.domain.replica import Failed, Replica, Waiting
 from nexusd.domain.upgrades import Refusal, Upgrade
@@ -284,6 +291,8 @@ def _requirement(required: str, module: Module | None) -> events.Hold | None:
         return events.Hold(f"requires {required}, which has failed: {module.reason}", True)
     if not module.wanted:
         return events.Hold(f"requires {required}, which is {module.state}", True)
+    if module.count == 0:
+        return events.Hold(f"requires {required}, which is {SCALED_TO_NONE}", True)
     if module.state is ModuleState.STOPPED:
         return events.Hold(f"requires {required}, which {module.reason}", True)
     return events.Hold(f"waits for {required}, which is {module.state}", False)

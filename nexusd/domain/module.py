@@ -23,6 +23,8 @@ from nexusd.domain.replica import (
 )
 from nexusd.domain.upgrades import Refusal, Upgrade, reason_of
 
+SCALED_TO_NONE = "scaled to 0 replicas"
+
 
 class ModuleState(StrEnum):
     LOADED = "loaded"
@@ -124,11 +126,12 @@ class Module(Struct, frozen=True):
         current = self.current
         if len(current) == self.count == 1:
             return _kind(current[0])
+        if self.count == 0:
+            return ModuleState.STOPPING if self.is_active else ModuleState.STOPPED
         kinds = {_kind(replica) for replica in current}
         if len(current) < self.count:
             kinds.add(ModuleState.STARTING)
-        # Scaled to none, all that is wanted runs.
-        return next((kind for kind in _WORST_FIRST if kind in kinds), ModuleState.STARTED)
+        return next(kind for kind in _WORST_FIRST if kind in kinds)
 
     def _state_when_unwanted(self) -> ModuleState:
         if self.is_active:
@@ -140,6 +143,8 @@ class Module(Struct, frozen=True):
         """Why it is not simply running, as its replicas or its folder tell it."""
         if self.definition is None:
             return f"{len(self.faults)} fault{'s' * (len(self.faults) != 1)} in its manifest"
+        if self.wanted and self.count == 0:
+            return SCALED_TO_NONE
         told = (reason_of(replica) for replica in self.current)
         return next((reason for reason in told if reason), None) or self._reason_on_disk()
 

@@ -83,9 +83,11 @@ def test_more_than_the_manifest_allows_is_refused(old: Nexus) -> None:
     assert ran.returncode == 1 and "next: nexusctl scale a/one 5" in ran.stderr
 
 
-def test_scaled_to_none_it_counts_as_started_and_comes_back(old: Nexus) -> None:
+def test_scaled_to_none_it_is_stopped_and_comes_back(old: Nexus) -> None:
     told = old.call("scale_module", module_id="a/one", replicas=0)
-    assert (told["state"], old.status("a/one")["instances"]) == ("started", [])
+    assert (told["state"], old.status("a/one")["instances"]) == ("stopped", [])
+    assert "next: nexusctl scale a/one 1" in old.ctl("status", "a/one").stdout
+    assert old.restart().status("a/one")["reason"] == "scaled to 0 replicas"
     assert old.ctl("scale", "a/one", "2").stdout == "a/one scaled from 0 to 2 replicas\n"
     assert words(old) == {"old"}
 

@@ -370,8 +370,9 @@ def test_more_than_there_are_is_refused() -> None:
 
 
 def test_a_module_scaled_to_none_has_nobody_to_be_hit() -> None:
-    with pytest.raises(NotPossible, match="has 0 running replicas"):
+    with pytest.raises(NotPossible, match="not in its steady state") as refused:
         Story(count=0)
+    assert "it is stopped: scaled to 0 replicas" in str(refused.value.reason)
 
 
 def test_a_module_that_does_not_allow_it_is_left_alone_and_the_missing_line_is_named() -> None:

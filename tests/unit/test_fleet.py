@@ -72,10 +72,10 @@ def test_all_replicas_of_a_requirement_have_to_be_ready():
     assert fleet.ready(BUS) == [f"spawn {ECHO}#0", f"spawn {ECHO}#1"]
 
 
-def test_a_requirement_without_replicas_holds_up_nobody():
+def test_a_requirement_without_replicas_is_none_that_could_be_met():
     fleet = Rehearsal(module(BUS, replicas=0), module(ECHO, requires=[BUS]))
-    assert fleet.want(BUS, ECHO) == [f"spawn {ECHO}#0"]
-    assert fleet.state(BUS) == "started"
+    assert fleet.want(BUS, ECHO) == []
+    assert (fleet.state(BUS), fleet.state(ECHO)) == ("stopped", "failed")
 
 
 def test_the_start_goes_down_the_whole_chain():
@@ -317,13 +317,14 @@ def test_scaling_down_and_up_again_forgets_no_replica():
     assert fleet.exits(ECHO, CLEAN, index=1) == [f"forget {ECHO}#1", f"spawn {ECHO}#1"]
 
 
-def test_scaled_to_none_a_module_counts_as_started():
+def test_scaled_to_none_a_module_is_stopping_and_stopped():
     fleet = Rehearsal(module(ECHO))
     fleet.want(ECHO)
     fleet.ready(ECHO)
     fleet.apply(Scale(ECHO, 0))
+    assert fleet.state(ECHO) == "stopping"
     fleet.exits(ECHO, CLEAN)
-    assert (fleet.state(ECHO), fleet.module(ECHO).replicas) == ("started", ())
+    assert (fleet.state(ECHO), fleet.module(ECHO).replicas) == ("stopped", ())
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ INVALID = replace(
     ("one", "expected"),
     [
         (with_replicas(RUNNING), ("healthy", ())),
-        (with_replicas(), ("healthy", ())),
+        (with_replicas(), ("degraded", ("stopped: scaled to 0 replicas",))),
         (with_replicas(Starting("run 1", 9.0)), ("degraded", ("starting: exit status 1",))),
         (with_replicas(Waiting("waits for a/b")), ("degraded", ("starting: waits for a/b",))),
         (with_replicas(Stopping("run 1", 1, 9.0)), ("degraded", ("stopping: exit status 1",))),

@@ -9,6 +9,7 @@ from nexusd import healing
 from nexusd.domain import events
 from nexusd.domain.errors import BadValue, DependencyFailed, NoSuchModule, NotPossible, StartFailed, TimedOut
 from nexusd.domain.events import Put, Scale, Want
+from nexusd.domain.health import Health, health_of
 from nexusd.domain.module import ModuleState
 from tests.fakes import CLEAN, CRASH, definition
 from tests.house import AT_ONCE, BUS, ECHO, FULL, GREETER, IMPATIENT, PATIENT, House, outcome, refusal
@@ -107,10 +108,40 @@ def test_to_none_is_refused_while_others_require_it_and_names_them(house):
     assert house.module(BUS).count == 1
 
 
-def test_to_none_what_nobody_requires_runs_no_more_and_counts_as_started(house):
+def test_to_none_what_nobody_requires_is_stopped_and_says_why(house):
     house.is_running(BUS)
     told = outcome(house.operations.scale(BUS, 0, PATIENT), lambda: house.exits(BUS, CLEAN))
-    assert (told["replicas"], told["state"], house.module(BUS).is_active) == (0, "started", False)
+    assert (told["replicas"], told["state"], house.module(BUS).is_active) == (0, "stopped", False)
+    assert house.module(BUS).reason == "scaled to 0 replicas"
+    assert health_of(house.module(BUS)) == (Health.DEGRADED, ("stopped: scaled to 0 replicas",))
+    told = outcome(house.operations.scale(BUS, 1, PATIENT), lambda: house.ready(BUS))
+    assert told["state"] == "started"
+
+
+@pytest.mark.parametrize("command", ["start", "restart"])
+def test_what_is_scaled_to_none_has_nothing_to_start(house, command):
+    house.is_running(BUS)
+    outcome(house.operations.scale(BUS, 0, PATIENT), lambda: house.exits(BUS, CLEAN))
+    error = refusal(NotPossible, getattr(house.operations, command)(BUS, PATIENT))
+    assert str(error) == f"cannot {command} {BUS}: it is scaled to 0 replicas"
+    assert error.hint == f"nexusctl scale {BUS} 1"
+
+
+def test_who_requires_what_is_scaled_to_none_cannot_start_and_starts_when_there_is_one_again(house):
+    house.is_running(BUS)
+    outcome(house.operations.scale(BUS, 0, PATIENT), lambda: house.exits(BUS, CLEAN))
+    error = refusal(DependencyFailed, house.operations.start(ECHO, PATIENT))
+    assert str(error) == f"cannot start {ECHO}: requires {BUS}, which is scaled to 0 replicas"
+    outcome(house.operations.scale(BUS, 1, PATIENT), lambda: house.ready(BUS))
+    assert house.state(ECHO) == "starting"
+
+
+def test_what_is_scaled_to_none_can_be_reloaded_and_is_not_healed(house):
+    house.is_running(BUS)
+    outcome(house.operations.scale(BUS, 0, PATIENT), lambda: house.exits(BUS, CLEAN))
+    house.on_disk[BUS] = definition(BUS, "new")
+    assert outcome(house.operations.reload(BUS, None, PATIENT))["reloaded"] is True
+    assert outcome(house.operations.heal(BUS, PATIENT))["skipped"] == {BUS: "scaled to 0 replicas"}
 
 
 def test_a_new_one_that_does_not_start_is_told_with_its_log_and_the_number_stays(house):

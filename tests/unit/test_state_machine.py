@@ -367,6 +367,9 @@ class FleetAndProcesses(RuleBasedStateMachine):
         for module_id in IDS:
             if not self.is_valid(module_id):
                 self.put(definition(module_id), 1)
+        for module_id in IDS:
+            if not self.stage.fleet.modules[module_id].count:
+                self.act(Scale(module_id, 1))
         self.act(Want(IDS, True))
         for _ in range(20):
             for run, process in list(self.processes.items()):
