@@ -175,7 +175,8 @@ def _fit_to_load(found: Found, context: SecurityContext) -> Found:
         return found
     manifest, file = found.definition.manifest, f"{found.folder}/{MANIFEST}"
     faults = []
-    missing = [one for one in manifest.permissions if not permits(context.permissions, one)]
+    held = context.held()
+    missing = [one for one in manifest.permissions if not permits(held, one)]
     if missing:
         holder = f"permissions that {context.principal} holds"
         faults.append(Fault(file, "permissions", holder, ", ".join(missing)))

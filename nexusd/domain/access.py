@@ -47,21 +47,30 @@ class SecurityContext:
 
     It bounds commands. Reading (`READING`) is bounded by the caller's roles alone, so that a daemon
     that may only start modules can still be asked how they are.
+
+    A role that nexusd has built in (`ROLES`) stands for its permissions, any other is a name. What nexusd.toml
+    makes of roles is for users: it must not widen what a program was given. With nothing said it is everything.
     """
 
     principal: str = "nexusd"
-    roles: Iterable[str] = ("admin",)
-    permissions: Iterable[str] = ("*",)
+    roles: Iterable[str] | None = None
+    permissions: Iterable[str] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "roles", tuple(self.roles))
-        object.__setattr__(self, "permissions", tuple(self.permissions))
+        is_open = self.roles is None and self.permissions is None
+        object.__setattr__(self, "roles", ("admin",) if is_open else tuple(self.roles or ()))
+        object.__setattr__(self, "permissions", ("*",) if is_open else tuple(self.permissions or ()))
 
     def as_status(self) -> dict[str, object]:
-        return {"principal": self.principal, "roles": list(self.roles)}
+        return {"principal": self.principal, "roles": list(self.roles or ())}
+
+    def held(self) -> tuple[str, ...]:
+        """What it was given by name, and what its roles stand for."""
+        by_role = (permission for role in self.roles or () for permission in ROLES.get(role, ()))
+        return tuple(dict.fromkeys((*(self.permissions or ()), *by_role)))
 
     def bound(self) -> tuple[str, ...]:
-        return (*self.permissions, *READING)
+        return (*self.held(), *READING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +140,7 @@ def authorise(caller: Caller, permission: str, grants: Grants, context: Security
             caller,
             permission,
             grants,
-            "its security context was given with the daemon: SecurityContext(permissions=…)",
+            "its security context was given with the daemon: SecurityContext(roles=…, permissions=…)",
             without=f"this daemon's security context ({context.principal})",
         )
 

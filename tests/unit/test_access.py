@@ -105,6 +105,38 @@ def test_the_security_context_bounds_commands_and_leaves_reading_to_the_roles():
         authorise(BOB, "status.read", Grants(), context)
 
 
+@pytest.mark.parametrize(
+    ("roles", "permissions", "permission", "is_held"),
+    [
+        (["operator"], ["chaos.trigger"], "module.heal", True),
+        (["operator"], ["chaos.trigger"], "chaos.trigger", True),
+        (["operator"], ["chaos.trigger"], "daemon.admin", False),
+        (["operator"], None, "module.start", True),
+        (["viewer"], None, "module.start", False),
+        (["aeon"], ["module.start"], "module.stop", False),
+        (["aeon"], None, "module.start", False),
+        (["Operator"], None, "module.start", False),
+        ([], None, "module.start", False),
+        (None, ["module.start"], "module.stop", False),
+        (["admin"], ["module.start"], "daemon.admin", True),
+        (None, None, "daemon.admin", True),
+    ],
+)
+def test_a_known_role_of_a_security_context_stands_for_its_permissions(
+    roles, permissions, permission, is_held
+):
+    context = SecurityContext("aeon", roles, permissions)
+    assert permits(context.held(), permission) is is_held
+    assert permits(effective_permissions(ROOT, Grants(), context), permission) is is_held
+
+
+def test_a_role_that_a_file_redefines_does_not_widen_a_security_context():
+    grants = Grants(roles={"viewer": ("*",), "aeon": ("*",)})
+    context = SecurityContext("aeon", ["viewer", "aeon"], ["module.start"])
+    with pytest.raises(PermissionDenied):
+        authorise(ROOT, "module.stop", grants, context)
+
+
 def test_a_security_context_takes_lists_and_shows_itself_in_the_status():
     context = SecurityContext(principal="aeon", roles=["operator"], permissions=["module.*"])
     assert context.as_status() == {"principal": "aeon", "roles": ["operator"]}
