@@ -84,9 +84,10 @@ class NoParams(msgspec.Struct, frozen=True):
 class Method:
     """One row of the table.
 
-    `permission` None is open to everybody who can connect. A handler that is a plain function is answered in
-    the same pass over the input; a coroutine function gets a task and is in flight until it is done. So does an
-    `audited` one of either kind: a command waits until its line in the audit log is safe.
+    `permission` None is open to everybody who can connect; `also` is a second one that is needed. A handler that is
+    a plain function is answered in the same pass over the input; a coroutine function gets a task and is in flight
+    until it is done. So does an `audited` one of either kind: a command waits until its line in the audit log is
+    safe.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Method:
     params: type[msgspec.Struct] = NoParams
     permission: str | None = None
     audited: bool = False
+    also: str | None = None
 
 
 class Ended(NamedTuple):

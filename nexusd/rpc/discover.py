@@ -43,6 +43,7 @@ def _described(method: Method, schema: dict[str, Any]) -> dict[str, Any]:
         ],
         "result": {"name": "result", "schema": {}},
         "x-permission": method.permission,
+        "x-permissions": [one for one in (method.permission, method.also) if one is not None],
         "x-audited": method.audited,
     }
 

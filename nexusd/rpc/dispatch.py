@@ -173,8 +173,9 @@ class _Attempt:
         """The handler's parameters, once it is clear that the caller may and the observers agree."""
         method = self._method
         self._sent = by_name(method, positional) if positional else named
-        if method.permission is not None:
-            self._authorise(self._call.caller, method.permission)
+        for permission in (method.permission, method.also):
+            if permission is not None:
+                self._authorise(self._call.caller, permission)
         params = convert(method, self._sent)
         for observer in self._observers:
             admission = observer.admit(self._call, method, self._sent)

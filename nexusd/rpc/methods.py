@@ -75,6 +75,7 @@ class Api:
                 Restart,
                 "module.start",
                 True,
+                also="module.stop",
             ),
             Method(
                 "reload_module", self.reload, "Put the code on disk in force", Reload, "module.reload", True

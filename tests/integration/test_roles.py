@@ -58,6 +58,7 @@ def whoami(call: Call, _: object) -> list[Any]:
 TABLE = [
     Method("whoami", whoami, "Who."),
     *(Method(one, lambda call, given: "done", "Does.", permission=one) for one in PERMISSIONS),
+    Method("both", lambda call, given: "done", "Does.", permission="module.reload", also="module.stop"),
 ]
 
 
@@ -147,6 +148,13 @@ def test_a_security_context_bounds_everybody_and_leaves_reading_alone(
     assert {"daemon.admin", "audit.read"}.isdisjoint(may)
     for permission in held - may:
         assert "aeon-orchestrator" in told[permission]["error"]["message"]
+
+
+def test_of_two_permissions_that_are_needed_the_missing_one_is_named(home: Path, users: None) -> None:
+    (told,) = answers(home, BY_GROUP, SecurityContext(), "both")
+    assert told["error"]["data"]["permission"] == "module.stop"
+    (told,) = answers(home, OPERATOR, SecurityContext(), "both")
+    assert told["result"] == "done"
 
 
 def test_the_kernel_s_word_counts_and_a_user_without_a_name_is_its_number(home: Path) -> None:

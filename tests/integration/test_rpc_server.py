@@ -424,7 +424,7 @@ def test_the_api_describes_itself():
         ("lines", False),
     ]
     assert logs["params"][1]["schema"] == {"type": "integer", "default": 100}
-    assert logs["x-permission"] == "logs.read"
+    assert (logs["x-permission"], logs["x-permissions"]) == ("logs.read", ["logs.read"])
     assert shutdown["params"] == []
     assert document["components"]["errors"]["busy"]["code"] == -32007
     json.dumps(document)
