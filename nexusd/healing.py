@@ -92,7 +92,7 @@ class Healing:
             outcome = "healed" if module.id in healed else left[module.id] if waited else "under way"
             self._tell("module.healing", module.id, reason=outcome)
         started = [one.id for one in modules if one.state is ModuleState.STARTED]
-        helped = len(healed) == len(ids) if waited else None
+        helped = len(healed) == len(ids) if waited and ids else None  # where nothing was done, nothing helped
         told = {"healed": healed, "started": started, "not_healed": left, "helped": helped}
         return {**told, "message": _in_words(len(ids), len(healed), waited)}
 

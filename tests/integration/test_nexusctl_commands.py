@@ -421,7 +421,7 @@ def test_heal_of_a_module_speaks_of_it_first(daemon: FakeDaemon, said: Said) -> 
 
 
 def test_heal_with_nothing_to_do_is_0(daemon: FakeDaemon, said: Said) -> None:
-    nothing: Params = {"healed": [], "not_healed": {}, "skipped": {}, "helped": True}
+    nothing: Params = {"healed": [], "not_healed": {}, "skipped": {}, "helped": None}
     message = "nothing that is to run is failed or unhealthy"
     daemon.answers["trigger_healing"] = {**nothing, "restarted": [], "message": message}
     assert said("heal") == (0, f"{message}\n", "")

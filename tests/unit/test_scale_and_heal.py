@@ -441,7 +441,7 @@ def test_a_module_that_is_being_reloaded_is_left_to_its_reload(broken):
 def test_with_nothing_to_heal_it_says_so(house):
     house.is_running(BUS)
     told = outcome(house.operations.heal(None, PATIENT))
-    assert (told["restarted"], told["helped"]) == ([], True)
+    assert (told["restarted"], told["helped"]) == ([], None)
     assert told["message"] == "nothing that is to run is failed or unhealthy"
     assert house.processes.log == []
 
