@@ -16,7 +16,7 @@ from nexusd.domain.events import Renewal, Roll
 from nexusd.domain.fleet import circle_with
 from nexusd.domain.manifest import Definition
 from nexusd.domain.module import Module, ModuleState
-from nexusd.domain.replica import Started
+from nexusd.domain.replica import Replica, Started
 from nexusd.outcomes import Outcomes
 from nexusd.ports import Configs, Control, Copies
 from nexusd.reach import Patience, Reach, runs_of
@@ -156,21 +156,24 @@ class Reloading:
         return Roll(module.id, definition, former or module.definition)
 
     async def _export_states(self, module: Module) -> dict[int, Any]:
-        """What each replica wants its successor to know, by index. Programs are not asked: few would answer."""
-        states: dict[int, Any] = {}
+        """What each replica wants its successor to know, by index. Programs are not asked: few would answer.
+
+        All at the same time: those that hang cost one time-out together.
+        """
         if module.definition is None or module.definition.manifest.run.python is None:
-            return states
-        for replica in module.current:
-            if isinstance(replica.state, Started):
-                try:
-                    states[replica.index] = await self._control.ask(
-                        replica.state.run, "export_state", {}, EXPORT_TIMEOUT_S
-                    )
-                except (
-                    NexusError
-                ) as error:  # a state that can't be had must not keep new code from being loaded
-                    log.warning("%s hands nothing over: %s", replica.name, error)
-        return {index: state for index, state in states.items() if state is not None}
+            return {}
+        running = [replica for replica in module.current if isinstance(replica.state, Started)]
+        states = await asyncio.gather(*(self._export_state(replica) for replica in running))
+        told = zip((replica.index for replica in running), states, strict=True)
+        return {index: state for index, state in told if state is not None}
+
+    async def _export_state(self, replica: Replica) -> Any:
+        assert replica.run is not None
+        try:
+            return await self._control.ask(replica.run, "export_state", {}, EXPORT_TIMEOUT_S)
+        except NexusError as error:  # a state that can't be had must not keep new code from being loaded
+            log.warning("%s hands nothing over: %s", replica.name, error)
+            return None
 
     def _reload_by_signal(self, module: Module) -> dict[str, Any]:
         assert module.definition is not None

@@ -3,7 +3,7 @@
 Nothing here decides anything: time stands still until it is advanced, a process does what a test says it does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from signal import Signals
 from typing import Any
 
@@ -214,8 +214,11 @@ class FakeControl:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Any]] = []  # replica, key, value
         self.refusals: dict[tuple[str, Any], NexusError] = {}  # of a replica, for a value
+        self.states: Callable[[str], Awaitable[Any]] | None = None  # what a replica exports
 
     async def ask(self, run: str, method: str, params: Mapping[str, Any], timeout_s: float) -> Any:
+        if method == "export_state" and self.states is not None:
+            return await self.states(run.partition("@")[0])
         assert method == "configure"
         replica = run.partition("@")[0]
         self.asked.append((replica, params["key"], params["value"]))

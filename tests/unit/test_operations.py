@@ -380,6 +380,28 @@ def test_a_reload_starts_nothing_that_was_stopped_by_hand(house):
     assert house.processes.log == []
 
 
+def test_replicas_are_asked_for_their_states_at_the_same_time_and_who_does_not_answer_costs_no_other(house):
+    house.put(BUS, run={"python": "bus:Bus", "ready": "notify"}, replicas=3)
+    house.is_running(BUS)
+    house.tell(BUS, events.Ready, index=1)
+    house.tell(BUS, events.Ready, index=2)
+    everybody = asyncio.Event()
+    asked = []
+
+    async def state(replica: str) -> str:
+        asked.append(replica)
+        if len(asked) == 3:
+            everybody.set()
+        await everybody.wait()  # each answers only when all were asked
+        if replica == f"{BUS}#1":
+            raise TimedOut("no answer")
+        return f"state of {replica}"
+
+    house.control.states = state
+    outcome(house.operations.reload(BUS, None, AT_ONCE))
+    assert house.configs.handed_over[BUS] == {0: f"state of {BUS}#0", 2: f"state of {BUS}#2"}
+
+
 @pytest.mark.parametrize(
     "line",
     [
