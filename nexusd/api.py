@@ -113,6 +113,7 @@ def _limits(bounds: Bounds) -> Limits:
         batch=bounds.batch,
         in_flight=bounds.in_flight,
         connections=bounds.connections,
+        user_share=bounds.user_share,
         request_timeout_s=bounds.request_timeout_s,
         unsent_bytes=bounds.unsent_bytes,
     )

@@ -65,6 +65,7 @@ class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: _Count = 100
     in_flight: _Count = 64
     connections: _Count = 1024
+    user_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     request_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     unsent_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 30)] = 1 << 20
 

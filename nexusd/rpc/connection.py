@@ -33,6 +33,7 @@ class Limits:
     batch: int = 100
     in_flight: int = 64
     connections: int = 1024
+    user_share: float = 0.5
     request_timeout_s: float = 10.0
     unsent_bytes: int = 1024 * 1024
 
@@ -44,11 +45,8 @@ class House(Protocol):
     dispatcher: Dispatcher
     tasks: set[asyncio.Task[Answer]]
 
-    @property
-    def most_connections(self) -> int: ...
-
-    def admit(self, connection: "Connection", sock: socket.socket) -> Caller | None:
-        """A new connection; None when there are too many."""
+    def admit(self, connection: "Connection", sock: socket.socket) -> Caller | Busy:
+        """A new connection, or what its client is told where there are too many."""
 
     def leave(self, connection: "Connection") -> None: ...
 
@@ -109,9 +107,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         caller = self._house.admit(self, transport.get_extra_info("socket"))
-        if caller is None:
+        if isinstance(caller, Busy):
             self._ended = True
-            self._transport.write(_too_many(self._house.most_connections) + b"\n")
+            self._transport.write(codec.refusal(caller) + b"\n")
             self._transport.close()
             return
         self._call = Call(caller, self._push)
@@ -345,8 +343,3 @@ def _has_hung_up(sock: socket.socket) -> bool:
     asked = select.poll()
     asked.register(sock.fileno(), 0)
     return any(event & select.POLLHUP for _, event in asked.poll(0))
-
-
-def _too_many(limit: int) -> bytes:
-    hint = "close connections that are not needed, or raise the limit in nexusd.toml and that of open files"
-    return codec.refusal(Busy(f"the daemon has {limit} connections, and takes no more", hint=hint))

@@ -7,9 +7,11 @@ import asyncio
 import os
 import resource
 import socket
+from collections import Counter
 from pathlib import Path
 
 from nexusd.domain.access import Caller
+from nexusd.domain.errors import Busy
 from nexusd.rpc import endpoint
 from nexusd.rpc.connection import Connection, Limits
 from nexusd.rpc.dispatch import Answer, Dispatcher
@@ -20,6 +22,8 @@ _HEAR_OUT_S = 1.0  # a busy machine may keep a client from its first word for th
 _FLUSH_S = 0.1
 
 __all__ = ["Limits", "RpcServer"]
+
+KEPT_FREE = 8  # one in so many connections is for root and nexusd's own user alone
 
 
 class RpcServer:
@@ -42,7 +46,8 @@ class RpcServer:
         self._peers = peers or Peers()
         self._entrances: list[Entrance] = []
         self._endpoints: list[endpoint.Endpoint] = []
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, int] = {}  # with the uid at the other end
+        self._of_user: Counter[int] = Counter()
         self._empty = asyncio.Event()
         self._empty.set()
         self._deadlines: dict[Connection, float] = {}
@@ -120,15 +125,27 @@ class RpcServer:
 
     # What the connections ask for
 
-    def admit(self, connection: Connection, sock: socket.socket) -> Caller | None:
-        if len(self._connections) >= self.most_connections:
-            return None
-        self._connections.add(connection)
+    def admit(self, connection: Connection, sock: socket.socket) -> Caller | Busy:
+        """root and nexusd's own user may have every connection there is; no other user may keep the rest out, and
+        all the others together not those two.
+        """
+        caller, most = self._peers.caller(sock), self.most_connections
+        is_own = caller.uid in (0, os.getuid())
+        if len(self._connections) >= (most if is_own else most - most // KEPT_FREE):
+            return _too_many(f"the daemon has {len(self._connections)} connections")
+        if not is_own and self._of_user[caller.uid] >= max(1, int(most * self.limits.user_share)):
+            return _too_many(f"{caller.user} has {self._of_user[caller.uid]} connections")
+        self._connections[connection] = caller.uid
+        self._of_user[caller.uid] += 1
         self._empty.clear()
-        return self._peers.caller(sock)
+        return caller
 
     def leave(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        uid = self._connections.pop(connection, None)
+        if uid is not None:
+            self._of_user[uid] -= 1
+            if not self._of_user[uid]:
+                del self._of_user[uid]
         if not self._connections:
             self._empty.set()
 
@@ -151,3 +168,8 @@ class RpcServer:
             del self._deadlines[connection]
             connection.expire()
         self._timer = loop.call_later(self._tick_s(), self._tick, loop) if self._deadlines else None
+
+
+def _too_many(found: str) -> Busy:
+    hint = "close connections that are not needed, or raise the limits in nexusd.toml and that of open files"
+    return Busy(f"{found}: no more are taken", hint=hint)

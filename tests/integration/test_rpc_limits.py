@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+import os
 import resource
+import socket
 
 import msgspec
 import pytest
 
+from nexusd.domain.access import Caller
 from nexusd.rpc.call import Method
 from nexusd.rpc.dispatch import Dispatcher
+from nexusd.rpc.peers import Peers
 from nexusd.rpc.server import Limits, RpcServer
 
 
@@ -79,12 +83,11 @@ def request(method, params=(), request_id=1):
 def told(tmp_path):
     """Runs a story against a server with these limits; it gets a way to connect, the house, the server."""
 
-    def run(story, **limits):
+    def run(story, peers=None, **limits):
         async def main():
             path, house = tmp_path / "nexus.sock", House()
-            server = RpcServer(
-                Dispatcher(house.table(), authorise=lambda caller, name: None), Limits(**limits)
-            )
+            dispatcher = Dispatcher(house.table(), authorise=lambda caller, name: None)
+            server = RpcServer(dispatcher, Limits(**limits), peers=peers)
             await server.serve(path)
             clients = []
 
@@ -208,6 +211,53 @@ def test_the_connection_too_many_is_told_so_and_room_made_is_used(told):
         assert (await (await connect()).call("ping"))["result"] == "pong"
 
     told(story, connections=2)
+
+
+class SomeUsers(Peers):
+    """Who connects is, one after the other, one of these."""
+
+    def __init__(self, *uids: int) -> None:
+        super().__init__()
+        self.uids = list(uids)
+
+    def caller(self, sock: socket.socket) -> Caller:
+        uid = self.uids.pop(0)
+        return Caller(uid, uid, f"user {uid}")
+
+
+async def is_taken(connect) -> bool:
+    """Whether a new connection is answered; one that is refused is told so by itself."""
+    client = await connect()
+    client.writer.write(request("ping"))
+    told = await client.read()
+    assert "result" in told or "no more are taken" in told["error"]["message"]
+    return "result" in told
+
+
+def test_no_user_can_keep_the_others_out_and_all_of_them_not_root(told):
+    viewer, other, third, root, own = 60001, 60002, 60003, 0, os.getuid()
+    callers = [*[viewer] * 5, *[other] * 4, third, *[root] * 2, own]
+
+    async def story(connect, house, server):
+        assert [await is_taken(connect) for _ in range(5)] == [True, True, True, True, False]
+        assert [await is_taken(connect) for _ in range(4)] == [True, True, True, False]
+        assert [await is_taken(connect) for _ in range(3)] == [False, True, False]
+        assert not await is_taken(connect)
+
+    told(story, connections=8, peers=SomeUsers(*callers))
+
+
+def test_a_user_s_connection_that_ends_makes_room_for_another_of_the_same_user(told):
+    async def story(connect, house, server):
+        first = await connect()
+        assert (await first.call("subscribe"))["result"] is True
+        assert await is_taken(connect)
+        assert not await is_taken(connect)
+        first.writer.close()
+        await house.gone.wait()
+        assert await is_taken(connect)
+
+    told(story, connections=4, peers=SomeUsers(*[60001] * 4))
 
 
 def test_two_thousand_connections_at_once_are_all_answered(told):
@@ -340,6 +390,7 @@ def test_the_defaults_are_the_documented_ones():
         batch=100,
         in_flight=64,
         connections=1024,
+        user_share=0.5,
         request_timeout_s=10.0,
         unsent_bytes=2**20,
     )
