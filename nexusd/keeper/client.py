@@ -22,8 +22,17 @@ from nexusd.keeper.table import KnownRun, Table
 
 HUNG_S = 10.0
 _LEAVE_S = 2.0  # how long a dismissed keeper may take to hear of it
-_RESTART_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+# Nothing is started, stopped or read of logs without a keeper. One that was killed, and the next as well, is
+# replaced at once; one that can't live is not to take the whole of a processor.
+_RESTART_S = (0.0, 0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+_FORGOTTEN_S = 20.0
 log = logging.getLogger("nexusd.keeper")
+
+
+def restart_delay_s(restarts: Iterable[float], now: float) -> float:
+    """How long to wait before a keeper is replaced, by when others were."""
+    recent = sum(now - at < _FORGOTTEN_S for at in restarts)
+    return _RESTART_S[min(recent, len(_RESTART_S) - 1)]
 
 
 class KeeperClient:
@@ -125,9 +134,9 @@ class KeeperClient:
 
     def _restart_delay_s(self) -> float:
         now = time.monotonic()
-        recent = sum(1 for at in self._restarts if now - at < 60)
+        delay_s = restart_delay_s(self._restarts, now)
         self._restarts.append(now)
-        return _RESTART_S[min(recent, len(_RESTART_S) - 1)]
+        return delay_s
 
     def _restart(self) -> None:
         if self._leaving:

@@ -13,7 +13,7 @@ import pytest
 from kept import Kept, await_end, is_alive, open_fds, processes_of
 
 from nexusd.keeper import birth, proctable, protocol
-from nexusd.keeper.client import KeeperClient
+from nexusd.keeper.client import KeeperClient, restart_delay_s
 
 
 @pytest.fixture
@@ -78,6 +78,18 @@ def test_a_keeper_of_another_version_is_replaced_and_its_runs_go_on(
     monkeypatch.setattr(protocol, "VERSION", _OtherVersionOnce(protocol.VERSION))
     assert rows_of(kept.connect())["one"]["entry"]["pid"] == pid
     assert kept.keeper != former and is_alive(pid)
+
+
+def test_keepers_that_are_killed_in_a_row_are_replaced_at_once_and_one_that_cannot_live_ever_later() -> None:
+    now, restarts, waits = 100.0, [], []
+    for _ in range(9):
+        waits.append(restart_delay_s(restarts, now))
+        restarts.append(now)
+        now += waits[-1] + 0.1
+    assert waits[:3] == [0, 0, 0]
+    assert waits[3:8] == sorted(waits[3:8]) and waits[3] > 0
+    assert waits[7] == waits[8] == 5
+    assert restart_delay_s(restarts, now + 60) == 0
 
 
 def test_runs_go_on_under_a_new_keeper_with_their_notices(kept: Kept) -> None:
