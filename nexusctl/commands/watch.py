@@ -16,6 +16,8 @@ from nexusctl.invocation import Invocation
 from nexusctl.output import clean, compact, folded, indented, moment
 from nexusctl.selection import is_single, selected, with_near_match
 
+OF_A_CHANGE = 3  # events of one change, of which one says all
+MOST_EVENTS = 10_000  # that the daemon tells at once
 COLOURS = ("cyan", "yellow", "green", "blue")
 follow_option = click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 
@@ -149,36 +151,51 @@ def until_interrupted(forever: Callable[[], None]) -> None:
 @module_argument(required=False)
 @follow_option
 @lines_option(20, "past events")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also what only repeats another line.")
 @answers
-def events(invocation: Invocation, modules: tuple[str, ...], follow: bool, lines: int) -> int:
-    """Show what happened to modules and to the daemon. Ctrl-C ends -f with exit status 0."""
+def events(
+    invocation: Invocation, modules: tuple[str, ...], follow: bool, lines: int, everything: bool
+) -> int:
+    """Show what happened to modules and to the daemon. Ctrl-C ends -f with exit status 0.
+
+    What a module's new state says already, its health and its one replica repeat: with -a, and as JSON, they are
+    shown, too.
+    """
+    calm = not (everything or invocation.is_json)
     with invocation.client() as client:
         ids = selected(client, modules)
-        past = _past_events(client, ids, lines)
+        past = _past_events(client, ids, lines, calm)
         if invocation.output == "json" and not follow:
             print(indented(past))
             return DONE
         _write_events(invocation, past)
         if follow:
             after = {"since": past[-1]["seq"]} if past else {}
-            until_interrupted(lambda: _follow_events(invocation, client, ids, after))
+            until_interrupted(lambda: _follow_events(invocation, client, ids, after, calm))
     return DONE
 
 
-def _past_events(client: Client, ids: Sequence[str], limit: int) -> list[dict[str, Any]]:
+def _past_events(client: Client, ids: Sequence[str], limit: int, calm: bool) -> list[dict[str, Any]]:
     """The last `limit` events of these modules together (of all, if none is named), oldest first."""
     if not limit:
         return []
+    asked = min(limit * OF_A_CHANGE, MOST_EVENTS) if calm else limit
     params = [{"module_id": one} for one in ids] or [{}]
     found: dict[int, dict[str, Any]] = {}
-    for _, outcome in client.call_many([("get_history", {**one, "limit": limit}) for one in params]):
+    for _, outcome in client.call_many([("get_history", {**one, "limit": asked}) for one in params]):
         if isinstance(outcome, RpcError):
             raise with_near_match(client, outcome)
-        found.update((event["seq"], event) for event in outcome["events"])
+        found.update((event["seq"], event) for event in outcome["events"] if _is_shown(event, calm))
     return [found[seq] for seq in sorted(found)][-limit:]
 
 
-def _follow_events(invocation: Invocation, client: Client, ids: Sequence[str], after: dict[str, int]) -> None:
+def _is_shown(event: dict[str, Any], calm: bool) -> bool:
+    return not (calm and event.get("minor"))
+
+
+def _follow_events(
+    invocation: Invocation, client: Client, ids: Sequence[str], after: dict[str, int], calm: bool
+) -> None:
     one = {"module_id": ids[0]} if len(ids) == 1 else {}
     subscription = client.subscribe("subscribe_events", {**one, **after})
     last = after.get("since", 0)
@@ -187,7 +204,7 @@ def _follow_events(invocation: Invocation, client: Client, ids: Sequence[str], a
         fresh = [
             event for event in kept if event["seq"] > last and (not ids or event.get("module_id") in ids)
         ]
-        _write_events(invocation, fresh)
+        _write_events(invocation, [event for event in fresh if _is_shown(event, calm)])
         last = max([last, *(event["seq"] for event in fresh)])
         kept = [subscription.next()["event"]]
 

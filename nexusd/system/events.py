@@ -48,17 +48,18 @@ class EventLog:
             has_moved = any(event["kind"] == "module.state" for event in events)
             said = {"module.health", "replica.state"} if is_one else {"module.health"}
             for event in events:
-                self._add(event, is_logged=not (has_moved and event["kind"] in said))
+                self._add(event, is_minor=has_moved and event["kind"] in said)
 
     def add(self, kind: str, module_id: str | None = None, **more: Any) -> None:
         """One event. The log line is for people, the event for programs."""
-        self._add({"kind": kind, "module_id": module_id, **more}, is_logged=True)
+        self._add({"kind": kind, "module_id": module_id, **more}, is_minor=False)
 
-    def _add(self, said: Event, is_logged: bool) -> None:
+    def _add(self, said: Event, is_minor: bool) -> None:
+        """A minor one says what another of the same moment says, too: people need not read it."""
         self._seq += 1
-        event = {"seq": self._seq, "time": time.time(), **_BLANK, **said}
+        event = {"seq": self._seq, "time": time.time(), **_BLANK, **said, "minor": is_minor}
         self._kept.append(event)
-        if is_logged:
+        if not is_minor:
             _log(event)
         for subscriber in tuple(self._subscribers):
             try:

@@ -413,3 +413,20 @@ def test_a_number_of_replicas_that_was_edited_is_in_force_after_the_reload(nexus
         nexus.until("a/one", lambda status, count=count: _is_up(status, count))
         nexus.kill()
         assert len(nexus.start().status("a/one")["instances"]) == count
+
+
+def test_a_crash_reads_as_its_end_and_its_restart_in_one_line_each(nexus: Nexus) -> None:
+    nexus.add_program("a/one", SLEEPER)
+    nexus.start().until_state("a/one", "started")
+    began = nexus.history("a/one")[-1]["seq"]
+    with nexus.events() as events:
+        os.kill(nexus.pid_of("a/one"), signal.SIGKILL)
+        events.find(lambda event: event["kind"] == "module.state" and event["to"] == "started")
+    listed = nexus.ctl("events", "a/one", "-n", "2").stdout.splitlines()
+    assert [line[21:] for line in listed] == [
+        "a/one  started -> starting: killed by SIGKILL",
+        "a/one  starting -> started",
+    ]
+    told = [event for event in nexus.history("a/one") if event["seq"] > began]
+    assert {event["kind"] for event in told} == {"replica.state", "module.state", "module.health"}
+    assert [event["kind"] for event in told if not event["minor"]] == ["module.state"] * 2

@@ -580,6 +580,24 @@ def test_past_events_read_like_a_log(daemon: FakeDaemon, said: Said) -> None:
     ]
 
 
+def test_what_only_repeats_another_event_is_shown_on_request_and_to_programs(
+    daemon: FakeDaemon, said: Said
+) -> None:
+    events = [
+        happened(1, "mesh/echo", kind="replica.state", replica="mesh/echo#0", minor=True),
+        happened(2, "mesh/echo", minor=False),
+        happened(3, "mesh/echo", kind="module.health", minor=True),
+        happened(4, "mesh/echo", to="started", minor=False),
+    ]
+    daemon.answers["get_history"] = lambda params, _: {"events": events[-params["limit"] :]}
+    assert [line[21:] for line in said("events", "-n", "2")[1].splitlines()] == [
+        "mesh/echo  started -> backoff",
+        "mesh/echo  started -> started",
+    ]
+    assert len(said("events", "-n", "4", "--all")[1].splitlines()) == 4
+    assert len(json.loads(said("events", "-o", "json")[1])) == 4
+
+
 def test_following_events_misses_none_and_repeats_none(daemon: FakeDaemon) -> None:
     def subscribe(params: Params, connection: Connection) -> Params:
         for seq in (3, 4):
