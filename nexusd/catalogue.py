@@ -5,7 +5,7 @@ It starts and stops nothing but what appears or comes back; reading manifests is
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,7 @@ class Catalogue:
         found = await asyncio.to_thread(discover, self.paths)
         for fault in await asyncio.to_thread(missing_paths, self.paths):
             self._warn(str(fault))
-        fit = judged(found, self._context)
-        for one in fit:
-            for what in _without_effect(one.definition):
-                self._warn(f"{one.id}: {what} has no effect in this version")
-        return fit
+        return judged(found, self._context)
 
     def load(self, found: Iterable[Found]) -> None:
         """Put what was found into the fleet, with what a former nexusd left of it."""
@@ -181,15 +177,6 @@ def _fit_to_load(found: Found, context: SecurityContext) -> Found:
         holder = f"permissions that {context.principal} holds"
         faults.append(Fault(file, "permissions", holder, ", ".join(missing)))
     return replace(found, definition=None, faults=tuple(faults)) if faults else found
-
-
-def _without_effect(definition: Definition | None) -> Iterator[str]:
-    """What a manifest may say and this version does not do yet: told, not passed over."""
-    if definition is None:
-        return
-    manifest = definition.manifest
-    if manifest.log.target == "journal":
-        yield '[log] target = "journal"'
 
 
 def _without_cycles(found: list[Found]) -> list[Found]:

@@ -58,6 +58,7 @@ def test_a_module_writes_to_journald_itself(nexus: Nexus, gate: Fifo, journald: 
     use(nexus, journald.folder)
     nexus.add_program(ID, SPEAKER, TO_JOURNAL)
     nexus.start()
+    assert nexus.status()["warnings"] == []
     stream = journald.stream()
     assert stream.header == [NAME, "", "6", "1", "0", "0", "0"]
     found = os.stat(f"/proc/{nexus.pid_of(ID)}/fd/1")
