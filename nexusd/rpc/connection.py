@@ -5,6 +5,7 @@ Lines are answered by the dispatcher; what concerns all connections together is 
 
 import asyncio
 import logging
+import os
 import select
 import socket
 from collections import deque
@@ -68,7 +69,9 @@ class Connection(asyncio.Protocol):
         "_draining",
         "_ended",
         "_eof",
+        "_former",
         "_half",
+        "_held",
         "_house",
         "_hushed",
         "_in_flight",
@@ -83,8 +86,10 @@ class Connection(asyncio.Protocol):
         "_working",
     )
 
-    def __init__(self, house: House, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, house: House, loop: asyncio.AbstractEventLoop, former: bytes = b"") -> None:
+        """former: what was read by the nexusd that handed this connection over."""
         self._house = house
+        self._former = former
         self._loop = loop
         self._lines: deque[bytes] = deque()  # complete, waiting for their turn
         self._half = bytearray()
@@ -98,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._watched = False
         self._blocked = False  # the client does not read: the transport holds unsent output
         self._draining = False
+        self._held = False
         self._hushed = False
         self._eof = False
         self._ended = False
@@ -113,6 +119,9 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._call = Call(caller, self._push)
+        if self._former:
+            former, self._former = self._former, b""
+            self.data_received(former)
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
@@ -186,6 +195,32 @@ class Connection(asyncio.Protocol):
             self._hushed = True
             self._transport.get_extra_info("socket").shutdown(socket.SHUT_RD)
 
+    def hold(self) -> None:
+        """Take no further requests, and keep what has come of them."""
+        self._held = True
+        self._pace()
+
+    def part(self) -> None:
+        """Answer what has come, and close: for one that cannot be let go."""
+        self._held = False
+        self.drain()
+        self.hush()
+
+    def let_go(self) -> tuple[int, bytes] | None:
+        """A copy of the descriptor, and what was read and not taken up. None: the client is owed something that only
+        we can give, an answer or what it has subscribed to.
+        """
+        is_owed = self._in_flight or self._transport.get_write_buffer_size()
+        if is_owed or self._ended or self._transport.is_closing() or self._call.subscriptions:
+            return None
+        try:
+            copy = os.dup(self._transport.get_extra_info("socket").fileno())
+        except OSError:  # no descriptor is free
+            return None
+        rest = b"".join(line + b"\n" for line in self._lines) + self._half
+        self._transport.abort()  # of ours: the client sees nothing of it
+        return copy, rest
+
     def close(self) -> None:
         self._transport.close()
 
@@ -197,7 +232,7 @@ class Connection(asyncio.Protocol):
     def _free(self) -> bool:
         """Whether another request may be taken up."""
         limit = self._house.limits.in_flight
-        return self._in_flight < limit and not (self._blocked or self._ended)
+        return self._in_flight < limit and not (self._blocked or self._ended or self._held)
 
     def _work(self) -> None:
         """One pass: answer lines until they, the time or the limits are at their end; then one write."""

@@ -29,10 +29,18 @@ class Entrance:
 
         Who waits in the backlog goes on waiting, as long as somebody else (systemd) holds the socket, too.
         """
+        self.hold()
+        self._listening.close()
+        await self.settled()
+
+    def hold(self) -> None:
+        """Let nobody else in: they wait for somebody else who has the socket."""
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._listening)
-        self._listening.close()
+
+    async def settled(self) -> None:
+        """Returns when all who were let in are connections."""
         if self._arriving:
             await asyncio.wait(self._arriving)
 

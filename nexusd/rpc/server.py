@@ -78,6 +78,12 @@ class RpcServer:
         loop = asyncio.get_running_loop()
         self._entrances.append(Entrance(sock, lambda: Connection(self, loop)))
 
+    async def take_in(self, sock: socket.socket, rest: bytes) -> None:
+        """Go on with a connection that a former nexusd handed over. rest: what it had read and not taken up."""
+        loop = asyncio.get_running_loop()
+        sock.setblocking(False)
+        await loop.connect_accepted_socket(lambda: Connection(self, loop, rest), sock)
+
     async def close(self, grace_s: float = 5.0) -> None:
         """Let nobody else in, and answer those who are. Requests in flight after `grace_s` are cancelled.
 
@@ -94,6 +100,33 @@ class RpcServer:
         if self._timer is not None:
             self._timer.cancel()
 
+    def hold(self) -> None:
+        """Let nobody else in, take no further requests: they wait for whoever this is handed over to."""
+        for entrance in self._entrances:
+            entrance.hold()
+        for connection in self._connections:
+            connection.hold()
+
+    async def hand_over(self, grace_s: float = 5.0) -> list[tuple[int, bytes]]:
+        """As `close`, but the sockets go on listening, and connections go on without us: a copy of the descriptor of
+        each, and what was read of it and not taken up. Those that have subscribed to something end.
+        """
+        self.hold()
+        for entrance in self._entrances:
+            await entrance.settled()
+        self.hold()
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=grace_s)
+        going_on = []
+        for connection in tuple(self._connections):
+            if (let_go := connection.let_go()) is None:
+                connection.part()
+            else:
+                going_on.append(let_go)
+        if not await self._emptied(_FLUSH_S):
+            await self._cut_off()
+        return going_on
+
     async def _part(self, grace_s: float) -> None:
         """From all connections: those that are owed something, or have not said a word yet, have their time."""
         heard_s = min(_HEAR_OUT_S, grace_s)
@@ -105,6 +138,10 @@ class RpcServer:
             connection.hush()
         if await self._emptied(grace_s - heard_s):
             return
+        await self._cut_off()
+
+    async def _cut_off(self) -> None:
+        """What was answered is sent, if the client reads it."""
         for task in self.tasks:
             task.cancel()
         for connection in tuple(self._connections):

@@ -4,10 +4,12 @@ It decides what is a request and how much of anybody's time it gets; what the pa
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 log = logging.getLogger("nexusd.http")
@@ -18,7 +20,9 @@ LONGEST_HEAD = 8192
 REQUEST_S = 5.0  # for the request to come
 ANSWER_S = 10.0  # for the answer to be made and read; Prometheus waits as long by default
 RETRY_S = 10.0
+HAND_OVER_S = 1.0  # for the pages that are being made and read when this nexusd gives its place to another
 _PIECE = 1 << 16
+_PASSES = 5  # of the loop, in which asyncio makes a connection of what it has accepted
 _TEXT = "text/plain; charset=utf-8"
 # Not http.HTTPStatus: nexusd imports this before it starts its first module.
 _PHRASES = {
@@ -74,9 +78,10 @@ class HttpServer:
         self._routes: Mapping[str, Handler] = {}
         self._long: Collection[str] = ()
         self._on_close: Callable[[], None] = lambda: None
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._opening: asyncio.Task[None] | None = None
         self._connections: dict[_Connection, None] = {}
+        self._none_left: asyncio.Event | None = None
         self.trouble: str | None = None  # why it does not serve
         self.ports: tuple[int, ...] = ()
 
@@ -89,19 +94,22 @@ class HttpServer:
         self._long = long
         self._on_close = on_close
 
-    def open(self, host: str, port: int) -> None:
-        """Serve there, as soon as it can be had: whoever holds the port may let it go."""
-        self._opening = asyncio.get_running_loop().create_task(self._open(host, port))
+    def open(self, host: str, port: int, held: Sequence[socket.socket] = ()) -> None:
+        """Serve there, as soon as it can be had: whoever holds the port may let it go. held: that listen there."""
+        self._opening = asyncio.get_running_loop().create_task(self._open(host, port, held))
 
-    async def _open(self, host: str, port: int) -> None:
+    async def _open(self, host: str, port: int, held: Sequence[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
-        while self._server is None:
+        for sock in held:
+            self._servers.append(await loop.create_server(lambda: _Connection(self), sock=sock))
+        while not self._servers:
             try:
-                self._server = await loop.create_server(lambda: _Connection(self), host, port)
+                self._servers.append(await loop.create_server(lambda: _Connection(self), host, port))
             except OSError as error:
                 self._tell(f"metrics are not served: {host} port {port}: {_in_words(error)}")
                 await asyncio.sleep(RETRY_S)
-        self.ports = tuple(sock.getsockname()[1] for sock in self._server.sockets)
+        sockets = [sock for server in self._servers for sock in server.sockets]
+        self.ports = tuple(sock.getsockname()[1] for sock in sockets)
         self.trouble = None
         log.info("metrics on %s port %d", host, self.ports[0])
 
@@ -113,11 +121,28 @@ class HttpServer:
     def close(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in tuple(self._connections):
             connection.abort()
         self._on_close()
+
+    async def hand_over(self) -> tuple[int, ...]:
+        """As `close`, but those who have connected are answered, and the sockets go on listening: copies of them."""
+        loop = asyncio.get_running_loop()
+        sockets = [sock.fileno() for server in self._servers for sock in server.sockets]
+        copies = tuple(map(os.dup, sockets))
+        for number in sockets:
+            loop.remove_reader(number)
+        for _ in range(_PASSES):
+            await asyncio.sleep(0)
+        self._none_left = asyncio.Event()
+        if self._connections:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HAND_OVER_S):
+                    await self._none_left.wait()
+        self.close()
+        return copies
 
     def admit(self, connection: "_Connection") -> None:
         """The newest gets a place: of too many, the one that has sat there longest without a request goes."""
@@ -128,6 +153,8 @@ class HttpServer:
 
     def leave(self, connection: "_Connection") -> None:
         self._connections.pop(connection, None)
+        if not self._connections and self._none_left is not None:
+            self._none_left.set()
 
     def makes_room(self, request: Request, asking: "_Connection") -> bool:
         """Whether the request can be answered now. For one more long page the client goes that has not read for the

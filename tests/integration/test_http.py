@@ -1,6 +1,7 @@
 """The small HTTP server on a real port: what is a request, and how much of its time a client gets."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -246,3 +247,44 @@ def test_a_port_that_is_taken_is_told_and_tried_again(
 def test_what_is_no_request_is_malformed(head: bytes) -> None:
     with pytest.raises(Malformed):
         parse(head)
+
+
+def test_the_port_is_handed_over_while_a_page_is_being_made_and_another_client_connects() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held(_request: Request) -> Response:
+        begun.set()
+        await go_on.wait()
+        return Response(b"done\n")
+
+    async def story(server: HttpServer, port: int) -> None:
+        server.offer({"/held": held}, lambda: None)
+        first = asyncio.create_task(said(port, b"GET /held HTTP/1.1\r\n\r\n"))
+        await begun.wait()
+        handing = asyncio.create_task(server.hand_over())
+        await asyncio.sleep(0)
+        second = asyncio.create_task(said(port, b"GET /hello HTTP/1.1\r\n\r\n"))
+        go_on.set()
+        (number,) = await handing
+        assert (await first)[2] == b"done\n"
+
+        following = HttpServer()
+        following.offer({"/hello": hello}, lambda: None)
+        following.open("127.0.0.1", port, [socket.socket(fileno=number)])
+        assert (await second)[0] == "HTTP/1.1 200 OK"
+        assert following.ports == (port,)
+        following.close()
+
+    play(story)
+
+
+def test_a_page_that_comes_to_no_end_does_not_keep_the_port_from_being_handed_over() -> None:
+    async def story(server: HttpServer, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /slow HTTP/1.1\r\n\r\n")
+        (number,) = await server.hand_over()
+        os.close(number)
+        assert await reader.read() == b""
+        writer.close()
+
+    play(story)

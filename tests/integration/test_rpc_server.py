@@ -20,7 +20,7 @@ from nexusd.rpc import discover, endpoint
 from nexusd.rpc.call import Call, Method
 from nexusd.rpc.dispatch import Dispatcher
 from nexusd.rpc.peers import Peers
-from nexusd.rpc.server import RpcServer
+from nexusd.rpc.server import Limits, RpcServer
 
 
 class Logs(msgspec.Struct):
@@ -682,5 +682,78 @@ def test_a_client_that_does_not_read_cannot_keep_the_server_from_closing(told):
         house.subscriber.push(b"x" * 4_000_000)
         await server.close(grace_s=0)
         assert server.connections == 0
+
+    told(story)
+
+
+# Handed over
+
+
+async def handed_over(server, path, house):
+    """To a second server, as the next nexusd has it: listening socket, connections, what was read of them."""
+    clients = await server.hand_over(1)
+    following = RpcServer(server.dispatcher)
+    following.adopt(server._endpoints[0].sock.dup())
+    for number, rest in clients:
+        await following.take_in(socket.socket(fileno=number), rest)
+    return following, clients
+
+
+def test_every_request_of_a_connection_is_answered_once_and_in_order_by_one_or_the_other(told, tmp_path):
+    async def story(client, house, server):
+        client.send(request("wait", request_id="slow"), *(request("ping", request_id=n) for n in range(500)))
+        client.writer.write(b'{"jsonrpc": "2.0", "method": "pi')
+        await client.writer.drain()
+        await house.begun.wait()
+        house.go_on.set()
+        following, clients = await handed_over(server, tmp_path, house)
+        assert [bool(rest) for _, rest in clients] == [True]
+        client.writer.write(b'ng", "id": "last"}\n')
+        ids = [(await client.read())["id"] for _ in range(502)]
+        assert [one for one in ids if one != "slow"] == [*range(500), "last"]
+        assert ids.count("slow") == 1
+        assert (await client.call("whoami"))["result"][1] == os.getuid()
+        await following.close()
+
+    told(story, limits=Limits(in_flight=1))
+
+
+def test_who_connects_meanwhile_waits_and_is_answered_by_the_next(told, tmp_path):
+    async def story(client, house, server):
+        server.hold()
+        late = await connected(tmp_path / "nexus.sock")
+        late.send(request("ping"))
+        client.send(request("ping"))
+        following, _ = await handed_over(server, tmp_path, house)
+        assert (await late.read())["result"] == "pong"
+        assert (await client.read())["result"] == "pong"
+        assert following.connections == 2
+        late.writer.close()
+        await following.close()
+
+    told(story)
+
+
+def test_who_has_subscribed_sees_the_end_and_knows_that_it_has_to_come_back(told, tmp_path):
+    async def story(client, house, server):
+        await client.call("subscribe")
+        following, clients = await handed_over(server, tmp_path, house)
+        assert clients == []
+        assert await client.read() is None
+        assert house.gone.is_set()
+        await following.close()
+
+    told(story)
+
+
+def test_one_that_has_said_all_and_waits_is_answered_by_the_next(told, tmp_path):
+    async def story(client, house, server):
+        server.hold()
+        client.send(request("ping"))
+        client.writer.write_eof()
+        following, _ = await handed_over(server, tmp_path, house)
+        assert (await client.read())["result"] == "pong"
+        assert await client.read() is None
+        await following.close()
 
     told(story)
