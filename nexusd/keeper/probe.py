@@ -203,6 +203,7 @@ class Probes:
             "timed_out": timed_out,
             "refusal": _refusal(probe),
             "line": _line(probe.tail),
+            "tail": probe.tail.decode(errors="replace"),
         }
         flooded = {"flooded": probe.taken > MOST_BYTES}
         self._tell({"say": "probed", "id": probe.number, **told, **flooded})

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from contextlib import closing
+from urllib.parse import quote
 
 VERSION = 1
 
@@ -25,6 +26,19 @@ def connect(path: str, schema: str) -> sqlite3.Connection:
         _prove(database)
         if not _has_schema(database):
             database.executescript(f"{schema}PRAGMA user_version = {VERSION};")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def connect_to_read(path: str) -> sqlite3.Connection:
+    """Beside a nexusd that has it open. Raises Unusable where a newer one made the tables, sqlite3.Error."""
+    database = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=5)
+    try:
+        (found,) = database.execute("PRAGMA user_version").fetchone()
+        if found > VERSION:
+            raise Unusable(f"{path} is of a newer nexusd: its tables are {found}, not {VERSION}")
     except BaseException:
         database.close()
         raise

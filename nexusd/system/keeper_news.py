@@ -108,16 +108,14 @@ class KeeperNews:
 
     def _take_note(self, name: str, text: str) -> None:
         try:
-            if name.startswith(DEFINITION_NOTE):
-                definition = DEFINITIONS.decode(text)
-                self._definitions[definition.id] = definition
-            else:
-                self._notes[name] = msgspec.json.decode(text, type=Note)
-        except (
-            msgspec.DecodeError,
-            ValueError,
-        ) as error:  # of another version: its processes are strangers then
+            noted = read_note(name, text)
+        except ValueError as error:  # of another version: its processes are strangers then
             log.warning("what was remembered of %s can't be read: %s", name, error)
+            return
+        if isinstance(noted, Note):
+            self._notes[name] = noted
+        else:
+            self._definitions[noted.id] = noted
 
     def _welcome(self, message: Message) -> None:
         self.welcomed.set()
@@ -187,6 +185,13 @@ class KeeperNews:
         if module is None or not any(replica.run == run for replica in module.replicas):
             return None
         return key.module_id, (key.index, key.generation)
+
+
+def read_note(name: str, text: str) -> Note | Definition:
+    """What the keeper remembers under this name. Raises ValueError where another version wrote it."""
+    if name.startswith(DEFINITION_NOTE):
+        return DEFINITIONS.decode(text)
+    return msgspec.json.decode(text, type=Note)
 
 
 def _events(message: Message) -> Iterator[events.Event]:

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -97,6 +97,14 @@ class SqliteStore:
     def _look_for_room(self) -> None:
         with suppress(sqlite3.Error, Unusable):
             self._on_disk(lambda: database.write_something(self._database))
+
+    def examine(self) -> None:
+        """Whether `open` would go well, while another nexusd has the file. Raises Unusable."""
+        try:
+            with closing(database.connect_to_read(self._path)) as self._database:
+                self.modules(), self.events(1), self.experiments()
+        except sqlite3.DatabaseError as error:
+            raise Unusable(database.in_words(self._path, error)) from error
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

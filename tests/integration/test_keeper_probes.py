@@ -43,6 +43,7 @@ def test_the_exit_status_and_the_last_line_are_told(kept: Kept) -> None:
     told = sh(kept, "echo one; echo the disk is full; echo; exit 3")
     assert (os.waitstatus_to_exitcode(told["status"]), told["line"]) == (3, "the disk is full")
     assert (told["timed_out"], told["refusal"], told["flooded"]) == (False, None, False)
+    assert told["tail"] == "one\nthe disk is full\n\n"
     assert sh(kept, "exit 0")["status"] == 0
     assert sh(kept, "echo x >&2")["line"] == "x"
 

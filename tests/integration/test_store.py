@@ -330,3 +330,30 @@ def test_a_lease_whose_report_is_damaged_is_undone_all_the_same(store: SqliteSto
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("UPDATE experiments SET report = 'x'")
     assert store.experiments() == [StoredExperiment(1, {}, "what to undo")]
+
+
+def test_a_store_that_another_has_open_can_be_examined(path: Path, store: SqliteStore) -> None:
+    asyncio.run(store.save_wanted({"test/one": True}))
+    SqliteStore(str(path)).examine()
+    assert store.modules() == {"test/one": StoredModule(started=True)}
+
+
+def test_what_is_not_for_this_version_is_told_and_left_as_it_is(path: Path, store: SqliteStore) -> None:
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("PRAGMA user_version = 2")
+    with pytest.raises(Unusable, match="of a newer nexusd: its tables are 2, not 1"):
+        SqliteStore(str(path)).examine()
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all, and longer than a page" * 200])
+def test_what_is_no_store_does_not_pass_an_examination(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(Unusable):
+        SqliteStore(str(path)).examine()
+    assert path.read_bytes() == content
+
+
+def test_an_examination_makes_no_store(path: Path) -> None:
+    with pytest.raises(Unusable):
+        SqliteStore(str(path)).examine()
+    assert not path.exists()
