@@ -24,6 +24,7 @@ ACTIONS = frozenset(
         "scale_module",
         "trigger_healing",
         "unset_config",
+        "reexec",
     }
 )
 
@@ -223,6 +224,11 @@ class Methods:
     def unset_config(self, module_id: str, key: str) -> dict[str, Any]:
         """Take a configuration value back to the manifest's default."""
         result: dict[str, Any] = self.request("unset_config", {"module_id": module_id, "key": key})
+        return result
+
+    def reexec(self, force: bool = False, *, timeout: float | None = None) -> dict[str, Any]:
+        """Replace nexusd by the installed one, modules untouched."""
+        result: dict[str, Any] = self.request("reexec", {}, force=force, timeout=timeout)
         return result
 
     def get_metrics(self, module_id: str | None = None) -> dict[str, Any]:
@@ -430,6 +436,11 @@ class AsyncMethods:
     async def unset_config(self, module_id: str, key: str) -> dict[str, Any]:
         """Take a configuration value back to the manifest's default."""
         result: dict[str, Any] = await self.request("unset_config", {"module_id": module_id, "key": key})
+        return result
+
+    async def reexec(self, force: bool = False, *, timeout: float | None = None) -> dict[str, Any]:
+        """Replace nexusd by the installed one, modules untouched."""
+        result: dict[str, Any] = await self.request("reexec", {}, force=force, timeout=timeout)
         return result
 
     async def get_metrics(self, module_id: str | None = None) -> dict[str, Any]:

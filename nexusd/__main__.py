@@ -15,17 +15,23 @@ import msgspec
 
 from nexusd import __version__
 from nexusd.catalogue import judged
-from nexusd.config import InvalidConfig, Options, read_config
+from nexusd.config import Config, InvalidConfig, Options, read_config
 from nexusd.daemon import UniversalDaemon
 from nexusd.domain.access import SecurityContext
 from nexusd.domain.errors import NexusError
 from nexusd.domain.manifest import Fault, manifest_schema
+from nexusd.domain.replacing import Command, command
+from nexusd.successor import introduce
 from nexusd.system.database import Unusable
+from nexusd.system.handover import Handover, jump
 from nexusd.system.manifests import MANIFEST, discover, missing_paths, read_module, shadowed
-from nexusd.system.notify import take
+from nexusd.system.notify import Given, take
 from nexusd.system.own_log import LoopComplaints, log_to
 
 log = logging.getLogger("nexusd")
+
+_FROM_SYSTEMD = (3,)  # SD_LISTEN_FDS_START
+_LONGEST_FIRST_LINE = 4096
 
 
 def main() -> None:
@@ -41,6 +47,8 @@ def main() -> None:
     )
     if arguments.command == "check" and arguments.schema:
         print(json.dumps(manifest_schema(), indent=2))
+    elif arguments.command == "check" and arguments.successor:
+        sys.exit(introduce_to(arguments.successor, options))
     elif arguments.command == "check":
         sys.exit(_unless_nobody_reads(lambda: check(arguments.folders, options, arguments.json)))
     else:
@@ -55,24 +63,50 @@ def serve(options: Options) -> int:
         print(error, file=sys.stderr)
         return 2
     log_to(sys.stderr, config.log_format, config.daemon.journald)
-    given = take(os.environ)
+    given = replace(take(os.environ), command=_command())
     if given.watchdog_s is not None:
         faulthandler.enable()  # its SIGABRT has the loop say where it hangs
     if given.api is not None:
         config = replace(config, socket=given.api.getsockname())
-    try:
-        return asyncio.run(_run(UniversalDaemon(config=config, given=given)))
-    except (NexusError, Unusable, OSError) as error:
-        log.error("nexusd cannot run: %s", error)
-        return 1
+    while True:
+        try:
+            outcome = asyncio.run(_run(config, given))
+        except (NexusError, Unusable, OSError) as error:
+            log.error("nexusd cannot run: %s", error)
+            return 1
+        if isinstance(outcome, int):
+            return outcome
+        given = replace(given, handed=outcome)  # there is no other: this one goes on in its own place
 
 
-async def _run(daemon: UniversalDaemon) -> int:
+async def _run(config: Config, given: Given) -> int | Handover:
+    """The exit status; or, where another nexusd was to take this process over and could not be executed, what it was
+    to get."""
     asyncio.get_running_loop().set_exception_handler(LoopComplaints())
+    daemon = UniversalDaemon(config=config, given=given)
     await daemon.initialize()
     await daemon.discover_and_load_modules()
     await daemon.start()
-    return await daemon.run()
+    status = await daemon.run()
+    if daemon.handover is None or given.command is None:
+        return status
+    # From within the loop: threads that only read need not be waited for, and all that wrote have been.
+    error = jump(
+        given.command, daemon.handover, os.environ, given.again(), _FROM_SYSTEMD if given.api else ()
+    )
+    log.critical(
+        "%s cannot be executed, nexusd %s goes on: %s", given.command.program, __version__, error.strerror
+    )
+    return msgspec.structs.replace(daemon.handover, failure=f"{given.command.program}: {error.strerror}")
+
+
+def _command() -> Command:
+    try:
+        with open(sys.argv[0], encoding="utf-8", errors="replace") as file:
+            first_line = file.readline(_LONGEST_FIRST_LINE)
+    except OSError:
+        first_line = ""
+    return command(sys.executable, sys.orig_argv, sys.argv, first_line)
 
 
 def check(folders: list[str], options: Options, as_json: bool = False) -> int:
@@ -101,6 +135,20 @@ def check(folders: list[str], options: Options, as_json: bool = False) -> int:
     if not faults:
         print(f"{len(found)} module{'s' * (len(found) != 1)}, no faults")
     return 1 if faults else 0
+
+
+def introduce_to(notes_path: str, options: Options) -> int:
+    """Whether this nexusd could take over from one that runs: its word for itself on stdout and 0, else 1 or 2."""
+    try:
+        config = read_config(options, os.environ, os.getuid())
+        print(introduce(config, notes_path))
+    except InvalidConfig as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (Unusable, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _unless_nobody_reads(work: Callable[[], int]) -> int:
@@ -136,6 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument("folders", metavar="DIR", nargs="*")
     checking.add_argument("--json", action="store_true", help="print the faults as JSON")
     checking.add_argument("--schema", action="store_true", help="print the JSON Schema of module.toml")
+    checking.add_argument(
+        "--successor", metavar="NOTES", help="asked by `nexusctl reexec`: could this nexusd take over?"
+    )
     return parser
 
 

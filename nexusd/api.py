@@ -13,7 +13,7 @@ from nexusd.config import Api as Bounds
 from nexusd.domain.access import Caller
 from nexusd.domain.errors import ShuttingDown
 from nexusd.operations import Operations
-from nexusd.ports import AuditLog, CheckResults, Containment, Daemon, EventSource, LogReader
+from nexusd.ports import AuditLog, CheckResults, Containment, Daemon, EventSource, LogReader, Replaceable
 from nexusd.rpc.audit import AuditReading, AuditTrail
 from nexusd.rpc.call import Call, Method, NoParams
 from nexusd.rpc.chaos import ChaosMethods
@@ -22,7 +22,9 @@ from nexusd.rpc.dispatch import Dispatcher, Observer
 from nexusd.rpc.identity import Identity
 from nexusd.rpc.methods import Api
 from nexusd.rpc.metrics import CallCounter, Metrics
+from nexusd.rpc.reexec import Replacing
 from nexusd.rpc.server import RpcServer
+from nexusd.rpc.under_way import CommandsUnderWay
 from nexusd.rpc.upkeep import Upkeep
 from nexusd.supervisor import Supervisor
 from nexusd.system.edits import Edits
@@ -38,6 +40,7 @@ class Parts:
     operations: Operations
     chaos: Conductor
     daemon: Daemon
+    replaceable: Replaceable
     identity: Identity
     logs: LogReader
     events: EventSource
@@ -50,6 +53,7 @@ class Parts:
     figures: Figures
     keeper: Keeper
     control_path: Callable[[str], str]  # of a run's control socket
+    under_way: CommandsUnderWay
 
 
 def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) -> RpcServer:
@@ -58,6 +62,7 @@ def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) ->
     families += AuditReading(parts.audit).methods
     families += ChaosMethods(parts.operations, parts.chaos).methods
     families += Upkeep(parts.operations).methods
+    families += Replacing(parts.replaceable).methods
     families += Metrics(scrapes, parts.operations).methods
     api = Api(
         parts.supervisor,
@@ -76,6 +81,7 @@ def build_server(parts: Parts, bounds: Bounds, *, audits_reads: bool = False) ->
     observers: list[Observer] = [AuditTrail(parts.audit, parts.operations.is_secret, audits_reads)]
     observers.append(_ClosingTime(parts.is_leaving))
     observers.append(CallCounter(parts.figures))
+    observers.append(parts.under_way)
     dispatcher = Dispatcher(api.methods, authorise=parts.authorise, observers=observers)
     server = RpcServer(dispatcher, _limits(bounds), group=bounds.group)
     parts.web.offer(_routes(scrapes, api), scrapes.close, pages.LONG)

@@ -9,7 +9,9 @@ import fcntl
 import gc
 import logging
 import os
+import secrets
 import signal
+import socket
 import stat
 import time
 from collections.abc import Coroutine, Iterable
@@ -23,20 +25,24 @@ from nexusd import __version__
 from nexusd.catalogue import Catalogue
 from nexusd.chaos import Conductor
 from nexusd.config import Config, InvalidConfig, Options, changed_since, read_config
+from nexusd.domain import replacing
 from nexusd.domain.access import SecurityContext, authority
 from nexusd.domain.errors import NexusError, NotPossible, ShuttingDown
 from nexusd.domain.events import Want
 from nexusd.domain.fleet import Fleet
 from nexusd.domain.module import Module
+from nexusd.domain.replacing import Here, Report
 from nexusd.domain.replica import Stuck
 from nexusd.keeper import host, protocol
 from nexusd.keeper.client import KeeperClient
 from nexusd.keeper.proctable import become_subreaper, is_any_stopped
 from nexusd.operations import Operations
+from nexusd.reexec import Replacement
 from nexusd.rpc import endpoint
 from nexusd.rpc.door import Door, Params
 from nexusd.rpc.identity import Identity
 from nexusd.rpc.knock import knock
+from nexusd.rpc.under_way import CommandsUnderWay
 from nexusd.supervisor import Supervisor
 from nexusd.system.asking import Asking
 from nexusd.system.audit import AuditLog
@@ -47,6 +53,16 @@ from nexusd.system.control import ControlSockets
 from nexusd.system.copies import CodeCopies
 from nexusd.system.events import KEPT, EventLog
 from nexusd.system.figures import Figures
+from nexusd.system.handover import (
+    Bound,
+    Client,
+    Handover,
+    hold_signals_back,
+    keep_for_successor,
+    let_signals_come,
+    sockets_of,
+    without_threads,
+)
 from nexusd.system.health_checks import HealthChecks
 from nexusd.system.herald import Herald
 from nexusd.system.http import HttpServer
@@ -63,6 +79,7 @@ log = logging.getLogger("nexusd")
 
 EXIT_GAVE_UP = 10
 WELCOME_S = 30.0
+_GRACE_S, _FORCED_S = 5.0, 1.0  # for what is in flight when another nexusd takes over
 
 
 class UniversalDaemon:
@@ -74,9 +91,10 @@ class UniversalDaemon:
         config: Config | None = None,
         given: Given | None = None,
     ) -> None:
-        """given: by systemd, see `system/notify.py`."""
+        """given: by systemd, and by the nexusd that this process was before, see `system/notify.py`."""
         self.security_context = security_context or SecurityContext()
         self._given = given or Given()
+        self._handed = self._given.handed
         self.config = config or read_config(Options(), os.environ, os.getuid())
         self.exit_status = 0
         self._most_unhealthy = self.config.health.most_unhealthy
@@ -87,6 +105,8 @@ class UniversalDaemon:
         self._started_at = time.monotonic()
         self._leaving = asyncio.Event()
         self._leaves_modules = False
+        self._successor: Report | None = None
+        self.handover: Handover | None = None  # when `run` has returned: for who takes this one's place
         self._reloading = asyncio.Lock()
         self._warnings: list[str] = []
         self._door = Door(self._build_server)
@@ -100,13 +120,18 @@ class UniversalDaemon:
         self._take_signals()
         become_subreaper()  # replicas whose keeper dies become ours, with their exit statuses
         _make_folders(config)
-        self._locks = [
-            _lock(os.path.join(folder, "nexusd.lock")) for folder in (config.runtime, config.state)
-        ]
+        held = self._handed.locks if self._handed else {}
+        places = [os.path.join(folder, "nexusd.lock") for folder in (config.runtime, config.state)]
+        self._locks = {place: _lock(place, held.get(place)) for place in places}
         self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
         stderr_path = os.path.join(config.logs, "keeper.log")
         self._keeper = KeeperClient(
-            config.runtime, stderr_path, self._hear, as_json=_json, journald=config.daemon.journald
+            config.runtime,
+            stderr_path,
+            self._hear,
+            as_json=_json,
+            journald=config.daemon.journald,
+            soft_files=self._handed.soft_files if self._handed else None,
         )
         self._containment = contain(
             config.daemon.cgroups, self._keeper.leaf
@@ -137,8 +162,9 @@ class UniversalDaemon:
         """From the first moment on: a SIGTERM during the start ends what was started, too."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end_on_signal)
+            loop.add_signal_handler(number, self._end_on_signal, number)
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # nothing is old yet; its default would end us
+        let_signals_come()  # those that came while this one took the place of another
 
     def _build(self) -> None:
         config = self.config
@@ -162,6 +188,8 @@ class UniversalDaemon:
         notifier = Notifier(self._given.variables.get("NOTIFY_SOCKET", ""))
         self._herald = Herald(notifier, self._given.watchdog_s, lambda: self.supervisor.fleet)
         self.supervisor.observers.append(self._herald.observe)
+        if self._handed is not None:
+            self._herald.takes_over(self._handed.was_ready)
         self._web = HttpServer()
         self._figures = Figures()
         self.supervisor.observers.append(self._figures.observe)
@@ -198,6 +226,11 @@ class UniversalDaemon:
         )
         self._build_chaos()
         self._grant(config)
+        self._under_way = CommandsUnderWay()
+        here = Here(config.runtime, config.state, None if self._given.api else config.socket)
+        self._replacement = Replacement(
+            self._given.command, self._given.variables, here, self._keeper, self._cut_short
+        )
 
     def _build_chaos(self) -> None:
         self._chaos_clock = LoopClock(lambda: self._chaos.expire())
@@ -232,6 +265,8 @@ class UniversalDaemon:
             self._all_warnings,
             lambda: self._catalogue.paths,
             lambda: self._is_running,
+            secrets.token_hex(8),
+            _shown(self._handed) if self._handed else None,
             lambda: self._most_unhealthy,
         )
 
@@ -265,7 +300,7 @@ class UniversalDaemon:
         config = self.config
         # First: where another nexusd answers, this one is refused before it has started anything.
         held = self._given.api
-        bound = None if held else endpoint.bind(Path(config.socket), group=config.api.group)
+        self._bound = bound = None if held else self._bind()
         self._processes.holds_back = False
         self._news.begin()
         self._clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
@@ -279,12 +314,14 @@ class UniversalDaemon:
         elif bound is not None:
             await self._server.serve_bound(bound)
         self._is_running = True
+        await self._take_over()
         self._herald.serves(self._reach)
         gc.freeze()  # what was imported stays: a full collection that went through it would hold the loop for 20 ms
         self._lag.start()
         self._retries.start()
+        metrics = sockets_of(self._handed, config.metrics.listen) if self._handed else []
         if config.metrics.address is not None:
-            self._web.open(*config.metrics.address)
+            self._web.open(*config.metrics.address, metrics)
         tree = self._containment.tree
         log.info(
             "modules run %s", tree.described() if tree else f"without cgroups: {self._containment.reason}"
@@ -296,8 +333,29 @@ class UniversalDaemon:
             len(self.supervisor.fleet.modules),
         )
 
+    def _bind(self) -> endpoint.Endpoint:
+        if self._handed is not None and (api := self._handed.api) is not None:
+            return endpoint.taken_over(api.fd, api.path, (api.device, api.inode))
+        return endpoint.bind(Path(self.config.socket), group=self.config.api.group)
+
+    async def _take_over(self) -> None:
+        """From the nexusd that this process was before: its clients, and the word of how it went."""
+        if (handed := self._handed) is None:
+            return
+        for client in handed.clients:
+            await self._server.take_in(socket.socket(fileno=client.fd), client.rest)
+        away_ms = (time.monotonic() - handed.left_at) * 1000
+        if handed.failure is None:
+            way = f"{handed.version} → {__version__}, the API was away for {away_ms:.0f} ms"
+            self._events.add("daemon.taken_over", reason=way)
+        else:
+            self._warn(f"nexusd {handed.target} could not be executed: {handed.failure}")
+            self._events.add("daemon.reexec_failed", reason=f"{handed.version} goes on: {handed.failure}")
+
     async def _reach(self, patience_s: float) -> str | None:
         """What the loop could not reach in one pass; None: keeper and API have answered."""
+        if self._successor is not None:
+            return None  # what is asked on the API socket now, the next one answers
         if not await self._keeper.answers(patience_s):
             return f"the keeper has not answered for {patience_s:g} s"
         if self._given.api is not None and not os.path.exists(self.config.socket):
@@ -332,18 +390,20 @@ class UniversalDaemon:
                 self._operations,
                 self._chaos,
                 self,
+                self,
                 self._identity(),
                 self._logs,
                 self._events,
                 self._checks,
                 self._containment,
                 lambda caller, wish: self._allow(caller, wish),
-                self._leaving.is_set,
+                self._is_leaving,
                 self._audit,
                 self._web,
                 self._figures,
                 self._keeper,
                 lambda run: self._processes.socket_path(run, "control"),
+                self._under_way,
             ),
             self.config.api,
             audits_reads=self.config.audit.reads,
@@ -361,9 +421,32 @@ class UniversalDaemon:
         self._events.add("daemon.reloaded")
         return {**told, "config": config}
 
+    def _is_leaving(self) -> bool:
+        return self._leaving.is_set() and self._successor is None
+
     def _refuse_when_leaving(self) -> None:
-        if self._leaving.is_set():
+        if self._is_leaving():
             raise ShuttingDown("nexusd is shutting down")
+
+    async def reexec(self, force: bool, timeout_s: float | None) -> dict[str, Any]:
+        """Have `run` end with a handover, once the installed nexusd has shown that it can take over."""
+        self._refuse_when_leaving()
+        report = await self._replacement.try_out(force, timeout_s)
+        self._refuse_when_leaving()
+        hold_signals_back()
+        self._successor, self._grace_s = report, _FORCED_S if force else _GRACE_S
+        self._left_at = time.monotonic()
+        self._leaves_modules = True
+        self._server.hold()  # whoever has heard the answer speaks to the next one
+        self._events.add("daemon.reexec", reason=f"{__version__} → {report.version}")
+        self._leaving.set()
+        keeper = "stays" if report.keeper_protocol == protocol.VERSION else "is replaced"
+        return {"reexec": True, "from": __version__, "to": report.version, "keeper": keeper}
+
+    def _cut_short(self) -> list[str]:
+        experiments = {one.trial.id: one.module_id for one in self._chaos.register}
+        told = replacing.under_way(self.supervisor.fleet, self._under_way.all, experiments)
+        return [*told, *(["a reload of nexusd.toml"] if self._reloading.locked() and not told else [])]
 
     def _reload_config(self) -> dict[str, list[str]]:
         """Who may do what, and what counts as ready. Folders and sockets stay as they are until the next start."""
@@ -408,6 +491,9 @@ class UniversalDaemon:
             signal.SIGHUP, lambda: self._errand(self._reload_on_signal())
         )
         await self._leaving.wait()
+        if self._successor is not None:
+            self.handover = await self._hand_over(self._successor.version)
+            return 0
         self._herald.leave()
         await self._chaos.leave()  # first: what is frozen does not hear that it is to stop
         if not self._leaves_modules:
@@ -421,8 +507,11 @@ class UniversalDaemon:
             log.info("shutting down")
             self._leaving.set()
 
-    def _end_on_signal(self) -> None:
+    def _end_on_signal(self, number: int) -> None:
         """`systemctl stop` and `restart` look alike from here: nexusd.toml says what they mean to the modules."""
+        if self._successor is not None:
+            keep_for_successor(number)
+            return
         if self.config.daemon.on_stop == "leave-modules" and not self._leaving.is_set():
             log.info("the modules go on without nexusd")
             self._leaves_modules = True
@@ -453,12 +542,42 @@ class UniversalDaemon:
         self.supervisor.handle(Want(ids, False))
         await self.supervisor.until(ids, _nothing_runs, None)
 
+    async def _hand_over(self, target: str) -> Handover:
+        """Answer what is in flight, store what there is to store; the sockets go on listening."""
+        was_ready = self._herald.hands_over(target)
+        self._lag.stop()
+        self._retries.stop()
+        self._checks.close()
+        clients, metrics = await asyncio.gather(self._server.hand_over(self._grace_s), self._web.hand_over())
+        api = None
+        if (bound := self._bound) is not None:
+            api = Bound(bound.sock.detach(), str(bound.path), *bound.identity)
+        await self._close_inside()
+        await without_threads()
+        return Handover(
+            version=__version__,
+            target=target,
+            left_at=self._left_at,
+            was_ready=was_ready,
+            api=api,
+            metrics=metrics,
+            metrics_at=self.config.metrics.listen,
+            locks=self._locks,
+            clients=tuple(Client(fd, rest) for fd, rest in clients),
+            soft_files=self._keeper.soft_files,
+        )
+
     async def _close(self) -> None:
         self._lag.stop()
         self._retries.stop()
         self._web.close()
         self._checks.close()
         await self._server.close()
+        await self._close_inside()
+        for lock in self._locks.values():
+            os.close(lock)
+
+    async def _close_inside(self) -> None:
         await self._door.close()
         self._is_running = False
         if self._leaves_modules:
@@ -470,8 +589,6 @@ class UniversalDaemon:
         self._audit.close()
         self._copies.close()
         self._herald.close()
-        for lock in self._locks:
-            os.close(lock)
 
     def _hear(self, message: dict[str, object]) -> None:
         self._news.hear(message)
@@ -492,6 +609,11 @@ class UniversalDaemon:
         log.warning("%s", text)
         if text not in self._warnings:
             self._warnings.append(text)
+
+
+def _shown(handed: Handover) -> dict[str, Any]:
+    """How this nexusd came to its place, for the status."""
+    return {"from": handed.version, "failure": handed.failure}
 
 
 def _json(message: dict[str, Any]) -> bytes:
@@ -526,12 +648,15 @@ def _make_runtime(folder: str) -> None:
         raise NotPossible(f"{folder} is not a folder of {os.getuid()} or root", hint="nexusd --runtime DIR")
 
 
-def _lock(path: str) -> int:
-    """One nexusd for a folder. The lock goes with the process, however it ends.
+def _lock(path: str, held: int | None = None) -> int:
+    """One nexusd for a folder. The lock goes with the process, however it ends; held: it has it already.
 
     Its owner's alone: who may read the file may lock it, and keep nexusd from starting.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if held is not None and os.path.samestat(os.fstat(held), os.fstat(descriptor)):
+        os.close(descriptor)
+        return held
     os.fchmod(descriptor, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -230,6 +230,14 @@ class MetricsPages(Protocol):
         """Content type and text in the form that an Accept header asks for; patience_s: for modules to answer."""
 
 
+class Replaceable(Protocol):
+    async def reexec(self, force: bool, timeout_s: float | None) -> dict[str, Any]:
+        """Try the installed nexusd; when this returns, it is about to take this one's place.
+
+        Raises Busy, NotPossible, ShuttingDown: then nothing has happened.
+        """
+
+
 class Daemon(Protocol):
     """What a command may ask of the daemon as a whole."""
 

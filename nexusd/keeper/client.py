@@ -46,15 +46,19 @@ class KeeperClient:
         hung_s: float = HUNG_S,
         as_json: Callable[[Message], bytes] = protocol.as_json,
         journald: str = "/run/systemd/journal",
+        soft_files: int | None = None,
     ) -> None:
-        """as_json: nexusd may have a faster one than the standard library. journald: folder of its sockets."""
+        """as_json: nexusd may have a faster one than the standard library. journald: folder of its sockets.
+
+        soft_files: the limit that modules have, where this process's own was raised by a nexusd before us.
+        """
         self._runtime = runtime
         self._stderr_path = stderr_path
         self._hear = hear
         self._hung_s = hung_s
         self._as_json = as_json
         self._journald = journald
-        self._soft_files = 0
+        self.soft_files = soft_files
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sock: socket.socket | None = None
         self._outbox = Outbox()
@@ -84,14 +88,15 @@ class KeeperClient:
         """Connect to the keeper that is there, or start one. Its table follows through `hear`."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGCHLD, self._table.reap)
-        self._soft_files = startup.raise_file_limit()
+        former = startup.raise_file_limit()
+        self.soft_files = former if self.soft_files is None else self.soft_files
         self._use(self._connect())
         self._loop.call_later(self._hung_s / 5, self._ping)
 
     def _connect(self) -> socket.socket:
         found = startup.find(self._runtime)
         if found is None:
-            found = startup.start(self._runtime, self._stderr_path, self._soft_files)
+            found = startup.start(self._runtime, self._stderr_path, self.soft_files or 0)
         sock, self.pid = found
         return sock
 
@@ -151,6 +156,7 @@ class KeeperClient:
     def close(self) -> None:
         """Leave the keeper and its runs alone; a later nexusd finds them."""
         self._leaving = True
+        self._tell_the_rest()
         self._hang_up()
         self._table.let_go()
         protocol.close_all(tuple(self._held.values()))
@@ -164,6 +170,9 @@ class KeeperClient:
         if self._loop is not None:  # a loop that is being closed has no ear left for the keeper's end
             self._loop.remove_signal_handler(signal.SIGCHLD)
         self._say({"say": "leave"})
+        self._tell_the_rest()
+
+    def _tell_the_rest(self) -> None:
         if self._sock is not None and self._outbox:
             self._sock.settimeout(_LEAVE_S)
             with contextlib.suppress(OSError):  # it is gone, or hangs: then it is found by the next nexusd
@@ -245,6 +254,11 @@ class KeeperClient:
 
     def warm(self) -> None:
         self._say({"say": "warm"})
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the keeper was told to remember, by name."""
+        return dict(self._notes)
 
     def processes(self) -> dict[str, tuple[int, int, str | None]]:
         """pid, start time (clock ticks) and cgroup of each run's first process, by the run's key."""
@@ -367,6 +381,7 @@ class KeeperClient:
     def _welcome(self, message: Message) -> None:
         self.pid = message["pid"]
         self._welcomed = True
+        self._table.reap()  # a child that ended before we had an ear for it
         self._table.drop_unborn()
 
     def _take_held(self, name: str, fd: int) -> None:

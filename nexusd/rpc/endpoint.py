@@ -60,6 +60,11 @@ def bind(path: Path, *, mode: int = 0o660, group: str | None = None) -> Endpoint
         raise NotPossible(f"cannot listen on {path}: {failure.strerror}", reason=str(failure)) from failure
 
 
+def taken_over(descriptor: int, path: str, identity: tuple[int, int]) -> Endpoint:
+    """As the nexusd that bound it handed it over."""
+    return Endpoint(socket.socket(fileno=descriptor), Path(path), identity)
+
+
 def _bind(path: Path, mode: int, group: str | None) -> Endpoint:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # bind() makes the file with 0777 less the umask; a chmod after it would leave a moment of open doors.

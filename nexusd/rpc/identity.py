@@ -21,4 +21,6 @@ class Identity:
     warnings: Callable[[], list[str]]
     module_paths: Callable[[], Sequence[str]]
     is_running: Callable[[], bool]  # it has started; before, only its own process can ask
+    instance: str  # of this nexusd alone: its pid may be that of the one before
+    replaced: Mapping[str, Any] | None  # which nexusd it has taken over from, in the same process
     most_unhealthy: Callable[[], float] = lambda: MOST_UNHEALTHY

@@ -110,6 +110,8 @@ class Api:
             "version": identity.version,
             "level": views.level(views.FEATURES),
             "pid": identity.pid,
+            "instance": identity.instance,
+            "replaced": identity.replaced,
             "uptime_seconds": round(time.monotonic() - identity.started_at, 3),
             "security": identity.context.as_status(),
             "features": views.FEATURES,

@@ -33,6 +33,7 @@ class Herald:
         self._said = ""
         self._seen: Fleet | None = None
         self._is_ready = False
+        self._was_ready = False
         self._is_serving = False
         self._timer: asyncio.TimerHandle | None = None
         self._heart: asyncio.Task[None] | None = None
@@ -46,13 +47,35 @@ class Herald:
         self._is_serving = True
         if self._notifier.is_heard:
             self._look()
-            if self._watchdog_s is not None:
-                self._heart = asyncio.get_running_loop().create_task(self._beat(self._watchdog_s, reach))
+            self._begin_to_beat(reach)
+
+    def takes_over(self, was_ready: bool) -> None:
+        """In the place of another nexusd. To systemd, and to its watchdog, the service was ready all the time."""
+        self._was_ready = was_ready
+        if was_ready and self._watchdog_s is not None and self._notifier.is_heard:
+            self._notifier.say("WATCHDOG=1")  # who has come so far does not hang
+            self._begin_to_beat(_come_round)
+
+    def hands_over(self, version: str) -> bool:
+        """Another nexusd takes our place, and says READY=1 then. Whether we have said it ourselves."""
+        if self._is_ready:
+            self._say_reloading()
+            self._notifier.say(f"STATUS=giving way to nexusd {version}")
+        return self._is_ready
+
+    def _begin_to_beat(self, reach: Pass) -> None:
+        if self._heart is not None:
+            self._heart.cancel()
+        if self._watchdog_s is not None:
+            self._heart = asyncio.get_running_loop().create_task(self._beat(self._watchdog_s, reach))
+
+    def _say_reloading(self) -> None:
+        self._notifier.say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
         """READY=1 comes in any case: a service that stays in its reload is killed by systemd."""
-        self._notifier.say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._say_reloading()
         try:
             yield
         finally:
@@ -89,7 +112,7 @@ class Herald:
             self._timer = None
         fleet = self._fleet()
         words = []
-        if self._is_serving and not self._is_ready and not service.unsettled(fleet):
+        if self._is_serving and not self._is_ready and (self._was_ready or not service.unsettled(fleet)):
             self._is_ready, self._line = True, service.line
             words.append("READY=1")
         if (line := self._line(fleet)) != self._said:
@@ -123,3 +146,8 @@ class Herald:
                 self._notifier.say("WATCHDOG=1")
             else:
                 log.warning("no word to the watchdog: %s", missed)
+
+
+async def _come_round(_patience_s: float) -> None:
+    """The loop is all that there is yet."""
+    return None

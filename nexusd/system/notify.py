@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 
 from sdnotify import SystemdNotifier
 
+from nexusd.domain.replacing import Command
+from nexusd.system import handover
+from nexusd.system.handover import Handover
+
 log = logging.getLogger("nexusd.systemd")
 
 # For nexusd alone: to a module they mean something else, or a place in which it has no business.
@@ -42,12 +46,22 @@ class Given:
     variables: Mapping[str, str] = field(default_factory=dict)  # as they were, for who replaces this process
     watchdog_s: float | None = None
     api: socket.socket | None = None  # for the API, listening already
+    handed: Handover | None = None  # by the nexusd that this process was before
+    command: Command | None = None  # how this process was started; None: it is another program
+
+    def again(self) -> dict[str, str]:
+        """The variables for who replaces this process, to whom its socket is descriptor 3 as it was to us."""
+        left = {name: text for name, text in self.variables.items() if not name.startswith("LISTEN_")}
+        if self.api is None:
+            return left
+        return {**left, "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
 
 
 def take(environment: MutableMapping[str, str]) -> Given:
     """Take it out of the environment, so that no child is given it. To be called before anything is started."""
+    handed = handover.taken(environment)
     found = {name: environment.pop(name) for name in _OURS if name in environment}
-    return Given(found, _watchdog_s(found), _handed_over(found))
+    return Given(found, _watchdog_s(found), _handed_over(found), handed)
 
 
 def _watchdog_s(found: Mapping[str, str]) -> float | None:
@@ -69,7 +83,16 @@ def _handed_over(found: Mapping[str, str]) -> socket.socket | None:
         else:
             log.warning("descriptor %d from systemd is no Unix socket to listen on, or a second one", number)
             os.close(number)
-    return api
+    return api and _as_the_first(api)
+
+
+def _as_the_first(sock: socket.socket) -> socket.socket:
+    """There was room for it: what came before it was closed."""
+    if sock.fileno() == _FIRST_FD:
+        return sock
+    os.dup2(sock.fileno(), _FIRST_FD, inheritable=False)
+    sock.close()
+    return socket.socket(fileno=_FIRST_FD)
 
 
 def _listens(number: int) -> bool:

@@ -85,6 +85,21 @@ def test_the_exit_of_a_replica_is_real_after_its_keeper_was_killed(container: Ne
     assert "Z" not in _inside(container, "ps -e -o stat= | cut -c1").split()
 
 
+def test_it_is_replaced_by_reexec_and_stays_pid_one(container: Nexus, gate: Fifo) -> None:
+    before, pid = container.status(), container.pid_of("a/one")
+    ran = container.ctl("reexec")
+    assert ran.returncode == 0, ran.stderr
+    after = container.status()
+    assert (after["pid"], after["replaced"]["failure"]) == (1, None)
+    assert after["instance"] != before["instance"]
+    assert container.pid_of("a/one") == pid
+    gate.say("7")
+    container.bell.hear()
+    status = container.until("a/one", lambda status: status["restarts"] == 1 and status["state"] == "started")
+    assert status["instances"][0]["last_exit"]["code"] == 7
+    assert "Z" not in _inside(container, "ps -e -o stat= | cut -c1").split()
+
+
 def test_it_ends_cleanly_on_sigterm(container: Nexus) -> None:
     os.kill(_host_pid(container), signal.SIGTERM)
     assert container.wait() == 0

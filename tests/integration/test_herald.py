@@ -115,6 +115,53 @@ def test_the_watchdog_hears_nothing_while_something_cannot_be_reached(
     assert "no word to the watchdog: the keeper has not answered" in caplog.text
 
 
+def test_who_takes_over_feeds_the_watchdog_from_the_start_and_is_ready_as_soon_as_it_serves(
+    ear: socket.socket,
+) -> None:
+    """A module that is still starting holds a start up; a service that was ready is not to be killed for it."""
+
+    async def story() -> None:
+        former = Desk(ear)
+        former.herald.serves(former.reach)
+        await former.hears("READY=1")
+        assert former.herald.hands_over("2.1.0")
+        told = await former.hears("STATUS=giving way to nexusd 2.1.0")
+        assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", told[-2])
+        former.herald.close()
+
+        desk = Desk(ear, watchdog_s=0.15)
+        desk.herald.takes_over(was_ready=True)
+        for _ in range(3):
+            assert await desk.hears("WATCHDOG=1") == ["WATCHDOG=1"]
+        desk.see(STARTING)
+        assert desk.passes.empty()
+        desk.herald.serves(desk.reach)
+        assert (await desk.hears("READY=1"))[-1] == "READY=1\nSTATUS=0/1 module healthy, a/b starting"
+        await desk.passes.get()
+        desk.herald.close()
+
+    asyncio.run(story())
+
+
+def test_who_takes_over_from_one_that_was_not_ready_gets_ready_itself(ear: socket.socket) -> None:
+    async def story() -> None:
+        former = Desk(ear)
+        former.see(STARTING)
+        former.herald.serves(former.reach)
+        assert not former.herald.hands_over("2.1.0")
+        former.herald.close()
+        desk = Desk(ear, watchdog_s=1.0)
+        desk.herald.takes_over(was_ready=False)
+        desk.see(STARTING)
+        desk.herald.serves(desk.reach)
+        desk.see(STARTED)
+        told = await desk.hears("READY=1")
+        assert not any("RELOADING" in one or "WATCHDOG" in one for one in told)
+        desk.herald.close()
+
+    asyncio.run(story())
+
+
 def test_a_reload_says_when_it_began_and_is_over_in_any_case(ear: socket.socket) -> None:
     async def story() -> None:
         desk = Desk(ear)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -785,6 +786,57 @@ def test_shutdown_waits_until_the_daemon_has_gone(daemon: FakeDaemon, said: Said
     ended, out, err = said("shutdown", "--timeout", "0.05")
     assert (ended, out) == (75, "")
     assert "shutdown was not answered within 0.05 s" in err
+
+
+def replaced(daemon: FakeDaemon, pids: dict[str, int], **status: Any) -> None:
+    """From the answer to `reexec` on the daemon is another, with these processes."""
+    former = {"instance": "one", "replaced": None, "version": "2.0.0", "pid": 1}
+    now = [former, {"mesh/echo": 11, "mesh/router": 12}]
+
+    def get_status(params: Params, connection: Connection) -> Params:
+        module_id = params.get("module_id")
+        if module_id is None:
+            return {**now[0], "modules": {"items": [{"id": one} for one in now[1]]}}
+        return {"id": module_id, "instances": [{"name": f"{module_id}#0", "pid": now[1][module_id]}]}
+
+    def reexec(params: Params, connection: Connection) -> Params:
+        now[:] = [{**former, "replaced": {"from": "2.0.0", "failure": None}, **status}, pids]
+        return {"reexec": True, "from": "2.0.0", "to": "2.1.0", "keeper": "stays"}
+
+    daemon.answers |= {"get_status": get_status, "reexec": reexec}
+
+
+def test_reexec_waits_for_the_other_one_and_counts_what_is_as_it_was(daemon: FakeDaemon, said: Said) -> None:
+    replaced(daemon, {"mesh/echo": 11, "mesh/router": 12}, instance="two", version="2.1.0")
+    ended, out, err = said("reexec")
+    assert (ended, err) == (0, "")
+    assert re.fullmatch(r"reexec: 2\.0\.0 -> 2\.1\.0 in \d+ ms, 2 modules untouched\n", out)
+    assert ("reexec", {"force": False}) in daemon.asked
+    replaced(daemon, {"mesh/echo": 11, "mesh/router": 12}, instance="two")
+    told = json.loads(said("reexec", "--force", "--timeout", "7", "-o", "json")[1])
+    assert (told["untouched"], told["touched"]) == (2, [])
+    assert daemon.asked[-4][1] == {"force": True, "timeout": 7.0}
+
+
+def test_reexec_names_the_modules_that_did_not_stay_as_they_were(daemon: FakeDaemon, said: Said) -> None:
+    replaced(daemon, {"mesh/echo": 11, "mesh/router": 99}, instance="two")
+    ended, out, err = said("reexec")
+    assert (ended, "1 module untouched" in out) == (1, True)
+    assert err.startswith("nexusctl: other processes than before: mesh/router\n")
+
+
+def test_reexec_tells_of_a_new_one_that_could_not_be_executed(daemon: FakeDaemon, said: Said) -> None:
+    failed = {"from": "2.0.0", "failure": "/opt/nexusd: No such file or directory"}
+    replaced(daemon, {"mesh/echo": 11, "mesh/router": 12}, instance="two", replaced=failed)
+    told = "nexusd 2.1.0 could not be executed, 2.0.0 goes on: /opt/nexusd: No such file or directory"
+    assert said("reexec") == (1, "", f"nexusctl: {told}\n")
+
+
+def test_reexec_does_not_wait_for_ever(daemon: FakeDaemon, said: Said) -> None:
+    replaced(daemon, {"mesh/echo": 11, "mesh/router": 12})
+    ended, out, err = said("reexec", "--timeout", "0.3")
+    assert (ended, out) == (75, "")
+    assert "reexec was not answered within 0.3 s" in err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -160,3 +160,20 @@ def _told(third: int, fourth: int) -> list[str]:
         for number in (spare, spare + 1, fourth):
             os.close(number)
     return ran.stdout.decode().splitlines()
+
+
+def test_who_replaces_this_process_is_told_the_same_as_it_was(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as api:
+        variables = {"NOTIFY_SOCKET": "/n", "LISTEN_FDS": "2", "LISTEN_PID": "1", "LISTEN_FDNAMES": "a:b"}
+        assert Given(variables).again() == {"NOTIFY_SOCKET": "/n"}
+        given = Given(variables, None, api).again()
+    assert given == {"NOTIFY_SOCKET": "/n", "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+
+
+def test_a_listening_socket_that_comes_second_takes_the_first_place(tmp_path: Path) -> None:
+    """Where it stays, so that it can be given again."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as api:
+        api.bind(str(tmp_path / "api"))
+        api.listen()
+        told = _told(os.open(os.devnull, os.O_RDONLY), os.dup(api.fileno()))
+    assert told == [str(tmp_path / "api"), "[3]", "False"]

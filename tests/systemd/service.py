@@ -52,6 +52,21 @@ class Service:
             f'{manifest}\n[run]\nexec = ["./run"]\nready = "{ready}"\n{run}\n',
         )
 
+    def upgrade(self, version: str, broken: str = "") -> None:
+        """Install another version in the place of the one that runs, as pip would: its scripts stay as they are."""
+        opt, fresh = self.machine.path(PROGRAMS), self.machine.path(f"{PROGRAMS}/{version}")
+        self.machine.run(
+            "sh", "-c", f"mkdir {PROGRAMS}/{version} && cp -R {PROGRAMS}/src/nexus* {PROGRAMS}/{version}"
+        )
+        (fresh / "nexusd" / "__init__.py").write_text(f'__version__ = "{version}"\n{broken}')
+        (pth,) = opt.glob("lib/python*/site-packages/nexus.pth")
+        pth.write_text(f"{PROGRAMS}/{version}\n{PROGRAMS}/src\n{PROGRAMS}/deps\n")
+
+    def downgrade(self) -> None:
+        """Back to what the machine was booted with."""
+        (pth,) = self.machine.path(PROGRAMS).glob("lib/python*/site-packages/nexus.pth")
+        pth.write_text(f"{PROGRAMS}/src\n{PROGRAMS}/deps\n")
+
     def start(self, bound_s: float = BOUND_S) -> Service:
         self.machine.run("systemctl", "start", UNIT, bound_s=bound_s)
         return self
