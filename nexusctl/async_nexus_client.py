@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from nexusctl.async_client import AsyncClient
 from nexusctl.methods import ACTIONS, AsyncMethods
-from nexusctl.nexus_client import ACTION_TIMEOUT_S, GONE, request_of
-from nexusctl.unreachable import TIMED_OUT, Unreachable
+from nexusctl.nexus_client import ACTION_TIMEOUT_S, REPEATS, request_of
+from nexusctl.unreachable import NO_DAEMON, SHUT_DOWN, TIMED_OUT, CutOff, Unreachable
 from nexusctl.wire import READ_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -36,12 +36,11 @@ class AsyncNexusClient(AsyncMethods, AsyncClient):
         self.action_timeout = action_timeout
 
     async def call(self, method: str, params: Params = None, timeout: float | None = None) -> Any:
-        was_connected = self.is_connected
-        try:
-            return await super().call(method, params, timeout)
-        except Unreachable as error:
-            if method in ACTIONS or not was_connected or error.cause not in GONE:
-                raise
+        for _ in range(0 if method in ACTIONS else REPEATS):
+            try:
+                return await super().call(method, params, timeout)
+            except CutOff:
+                continue
         return await super().call(method, params, timeout)
 
     async def request(self, method: str, needed: dict[str, Any], **may: Any) -> Any:
@@ -66,7 +65,7 @@ class AsyncNexusClient(AsyncMethods, AsyncClient):
                         last, pause_s = event, FIRST_PAUSE_S
                         yield event
             except Unreachable as error:
-                if error.cause not in (*GONE, TIMED_OUT):
+                if error.cause not in (NO_DAEMON, SHUT_DOWN, TIMED_OUT):
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from nexusctl.client import Client
 from nexusctl.methods import ACTIONS, Methods
-from nexusctl.unreachable import NO_DAEMON, SHUT_DOWN, Unreachable
+from nexusctl.unreachable import CutOff
 from nexusctl.wire import READ_TIMEOUT_S
 
 TYPE_CHECKING = False
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 ACTION_TIMEOUT_S = 60.0
 GRACE_S = 5.0  # the daemon tells of a time-out itself; so much later we no longer believe that it will
-GONE = (NO_DAEMON, SHUT_DOWN)
+REPEATS = 4  # a daemon that is killed may be killed again while it comes back
 
 
 class NexusClient(Methods, Client):
     """For one thread. Time-outs in seconds: `timeout` for what reads, `action_timeout` for what does something.
 
-    A connection that has ended is opened anew with the next call. What only reads is asked once more when the
+    A connection that has ended is opened anew with the next call. What only reads is asked again when the
     daemon goes in the middle of it; a command is not, since it may have been carried out.
     """
 
@@ -39,12 +39,11 @@ class NexusClient(Methods, Client):
         self.action_timeout = action_timeout
 
     def call(self, method: str, params: Params = None, timeout: float | None = None) -> Any:
-        was_connected = self.is_connected
-        try:
-            return super().call(method, params, timeout)
-        except Unreachable as error:
-            if method in ACTIONS or not was_connected or error.cause not in GONE:
-                raise
+        for _ in range(0 if method in ACTIONS else REPEATS):
+            try:
+                return super().call(method, params, timeout)
+            except CutOff:
+                continue
         return super().call(method, params, timeout)
 
     def request(self, method: str, needed: dict[str, Any], **may: Any) -> Any:

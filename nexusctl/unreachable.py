@@ -54,6 +54,10 @@ class Forbidden(Unreachable, PermissionError):
     """The socket lets this user not in: a daemon may well run, and is not ours to ask."""
 
 
+class CutOff(Unreachable):
+    """The connection was there, and ended before the answer: what was asked may have been done, or not."""
+
+
 def unreachable(path: str, error: OSError) -> Unreachable:
     """An OSError of connect() as one of the causes, with what an operator needs to know."""
     if isinstance(error, Unreachable):
@@ -77,13 +81,11 @@ def unreachable(path: str, error: OSError) -> Unreachable:
     return Unreachable(NO_DAEMON, f"no daemon: {path}: {error.strerror or error}", path)
 
 
-def closed(path: str, method: str) -> Unreachable:
+def closed(path: str, method: str) -> CutOff:
     """A daemon that leaves in good order takes its socket away first."""
     if not os.path.lexists(path):
-        return Unreachable(SHUT_DOWN, "nexusd has shut down", path)
-    return Unreachable(
-        NO_DAEMON, f"the daemon at {path} closed the connection before it answered {method}", path
-    )
+        return CutOff(SHUT_DOWN, "nexusd has shut down", path)
+    return CutOff(NO_DAEMON, f"the daemon at {path} closed the connection before it answered {method}", path)
 
 
 def unanswered(path: str, method: str, timeout: float) -> Unreachable:

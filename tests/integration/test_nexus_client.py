@@ -14,6 +14,7 @@ import pytest
 
 from aeon_interface import AsyncNexusClient, NexusClient, PermissionDenied, RpcError, Unreachable
 from nexusctl.client import Client
+from nexusctl.nexus_client import REPEATS
 from tests.e2e.programs import SLEEPER
 from tests.fake_daemon import Connection, FakeDaemon, Params, Refusal
 from tests.running_nexus import BOUND_S, Nexus
@@ -45,12 +46,24 @@ def test_the_methods_send_what_was_given_and_nothing_else(path: Path) -> None:
 
 
 def test_what_reads_is_asked_again_when_the_daemon_goes_in_the_middle_of_it(path: Path) -> None:
-    answers: dict[str, Any] = {"whoami": {"uid": 0}, "get_status": hangs_up}
-    with FakeDaemon(path, answers) as daemon, NexusClient(path) as client:
-        client.whoami()
-        with pytest.raises(Unreachable, match="closed the connection"):
-            client.get_status()
-        assert len(daemon.asked_for("get_status")) == 2
+    """Also when the next one goes, too; and not for ever."""
+    answered: list[int] = []
+
+    def at_the_third_time(params: Params, connection: Connection) -> Params:
+        answered.append(1)
+        return {"running": True} if len(answered) % 3 == 0 else hangs_up(params, connection)
+
+    async def main() -> None:
+        async with AsyncNexusClient(path) as client:
+            assert await client.get_status() == {"running": True}
+
+    with FakeDaemon(path, {"get_status": at_the_third_time, "whoami": hangs_up}) as daemon:
+        with NexusClient(path) as client:
+            assert client.get_status() == {"running": True}
+            with pytest.raises(Unreachable, match="closed the connection"):
+                client.whoami()
+        asyncio.run(main())
+        assert len(daemon.asked_for("whoami")) == 1 + REPEATS
 
 
 def test_a_command_is_never_carried_out_twice(path: Path) -> None:
