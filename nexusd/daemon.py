@@ -52,6 +52,7 @@ from nexusd.system.containment import contain
 from nexusd.system.control import ControlSockets
 from nexusd.system.copies import CodeCopies
 from nexusd.system.events import KEPT, EventLog
+from nexusd.system.fdstore import DescriptorStore
 from nexusd.system.figures import Figures
 from nexusd.system.handover import (
     Bound,
@@ -125,6 +126,9 @@ class UniversalDaemon:
         self._locks = {place: _lock(place, held.get(place)) for place in places}
         self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
         stderr_path = os.path.join(config.logs, "keeper.log")
+        self._descriptors = DescriptorStore(
+            self._given.variables.get("NOTIFY_SOCKET", ""), self._given.stored
+        )
         self._keeper = KeeperClient(
             config.runtime,
             stderr_path,
@@ -132,6 +136,7 @@ class UniversalDaemon:
             as_json=_json,
             journald=config.daemon.journald,
             soft_files=self._handed.soft_files if self._handed else None,
+            store=self._descriptors,
         )
         self._containment = contain(
             config.daemon.cgroups, self._keeper.leaf
@@ -589,6 +594,7 @@ class UniversalDaemon:
         self._audit.close()
         self._copies.close()
         self._herald.close()
+        self._descriptors.close()
 
     def _hear(self, message: dict[str, object]) -> None:
         self._news.hear(message)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from nexusd.keeper import endpoints, journal_stream, protocol, startup
+from nexusd.keeper.keepsakes import Keepsakes, NoStore, Store
 from nexusd.keeper.probe_client import ProbeClient
 from nexusd.keeper.protocol import MOST_FDS, Message, Outbox, TooLong
 from nexusd.keeper.table import KnownRun, Table
@@ -47,6 +48,7 @@ class KeeperClient:
         as_json: Callable[[Message], bytes] = protocol.as_json,
         journald: str = "/run/systemd/journal",
         soft_files: int | None = None,
+        store: Store | None = None,
     ) -> None:
         """as_json: nexusd may have a faster one than the standard library. journald: folder of its sockets.
 
@@ -62,7 +64,8 @@ class KeeperClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sock: socket.socket | None = None
         self._outbox = Outbox()
-        self._table = Table()
+        self._keepsakes = Keepsakes(store or NoStore())
+        self._table = Table(self._keepsakes)
         self._notes: dict[str, str] = {}
         self._held: dict[str, int] = {}
         self._probes = ProbeClient(self._send)
@@ -90,6 +93,7 @@ class KeeperClient:
         self._loop.add_signal_handler(signal.SIGCHLD, self._table.reap)
         former = startup.raise_file_limit()
         self.soft_files = former if self.soft_files is None else self.soft_files
+        self._held |= self._keepsakes.listening()
         self._use(self._connect())
         self._loop.call_later(self._hung_s / 5, self._ping)
 
@@ -113,6 +117,8 @@ class KeeperClient:
             self._say({"say": "note", "name": name, "text": text})
         for name, fd in self._held.items():
             self._say({"say": "hold", "name": name}, (fd,))
+        for key, fds in self._keepsakes.runs():
+            self._say({"say": "kept", "run": key}, fds)
         self._say({"say": "hello"})
 
     def _lost(self, why: str) -> None:
@@ -161,6 +167,7 @@ class KeeperClient:
         self._table.let_go()
         protocol.close_all(tuple(self._held.values()))
         self._held.clear()
+        self._keepsakes.close()
         if self._loop is not None:
             self._loop.remove_signal_handler(signal.SIGCHLD)
 
@@ -207,6 +214,7 @@ class KeeperClient:
         log_read, log_write, notify, control = opened
         protocol.close_all((log_write, control))
         self._table.runs[key] = KnownRun((log_read, notify), paths)
+        self._keepsakes.keep_run(key, log_read, notify)
 
     async def probe(self, launch: Message, timeout_s: float) -> Message | None:
         """Run a check program; None: nothing is known, the keeper is not there. Raises TooLong."""
@@ -239,11 +247,13 @@ class KeeperClient:
     def hold(self, name: str, fd: int) -> None:
         """Share a listening socket under this name; the descriptor is ours from now on."""
         self._held[name] = fd
+        self._keepsakes.keep_listening(name, fd)
         self._say({"say": "hold", "name": name}, (fd,))
 
     def release(self, name: str) -> None:
         if (fd := self._held.pop(name, None)) is not None:
             os.close(fd)
+            self._keepsakes.forget_listening(name)
             self._say({"say": "release", "name": name})
 
     def holds(self, name: str) -> bool:
@@ -383,12 +393,14 @@ class KeeperClient:
         self._welcomed = True
         self._table.reap()  # a child that ended before we had an ear for it
         self._table.drop_unborn()
+        self._keepsakes.settled(set(self._table.runs))
 
     def _take_held(self, name: str, fd: int) -> None:
         if name in self._held:
             os.close(fd)
         else:
             self._held[name] = fd
+            self._keepsakes.keep_listening(name, fd)
 
     # Is it alive
 

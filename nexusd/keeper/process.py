@@ -54,12 +54,14 @@ class Keeper:
         self._held: dict[str, int] = {}
         self._empty_leaves: set[str] = set()  # of runs that have ended
         self._recovered = False
+        self._kept: dict[str, list[int]] = {}  # log and notify descriptors for the recovery
         self._leaving = False
         self._dismissed = False
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._launcher = Launcher(self._nursery, self._memory, self._leave_leaf, self._null)
         self._words: dict[str, Callable[[Message, list[int]], None]] = {
             "adopt": self._adopt,
+            "kept": self._kept_for_recovery,
             "hello": self._hello,
             "spawn": self._spawn,
             "probe": self._probes.start,
@@ -328,6 +330,12 @@ class Keeper:
         if not run.is_alive():  # asked with the pidfd in hand: from here on it is this process or none
             self._first_ended(run, None)
 
+    def _kept_for_recovery(self, message: Message, fds: list[int]) -> None:
+        if self._recovered or message["run"] in self._kept:
+            protocol.close_all(fds)
+        else:
+            self._kept[message["run"]] = fds
+
     def _recover(self) -> None:
         """Runs that nobody handed over: their old keeper and nexusd died together; /proc has their log pipe."""
         self._recovered = True
@@ -335,6 +343,9 @@ class Keeper:
         for key, entry in entries.items():
             if key not in self._runs:
                 self._recover_run(entry)
+        for fds in self._kept.values():
+            protocol.close_all(fds)
+        self._kept.clear()
         if entries:
             self._probes.end_former()
         self._memory.write_anew()
@@ -347,14 +358,17 @@ class Keeper:
             return
         if not run.pid and not recovery.find_process(run):
             return  # its keeper died before it had begun
-        pipe = recovery.find_log_pipe(run) if run.is_alive() else None
-        if run.is_journals:
+        kept = self._kept.pop(run.key, None)
+        pipe, notify = kept or (None, None)
+        if pipe is None and run.is_alive():
+            pipe = recovery.find_log_pipe(run)
+        if run.is_journals and not kept:
             pipe = os.dup(self._null)  # the stream is the run's own; something is to be held in its place
         elif pipe is None and run.is_alive():
             _complain(f"{run.key}: its log pipe is out of reach")
         if run.is_alive():
             self._held |= recovery.find_listening(run, self._held, _complain)
-        self._take_over(run, pipe, recovery.bind_again(run.notify_path))
+        self._take_over(run, pipe, recovery.bind_again(run.notify_path) if notify is None else notify)
 
     # Ends
 

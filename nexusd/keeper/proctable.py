@@ -51,6 +51,16 @@ def _read(path: str) -> bytes:
         os.close(descriptor)
 
 
+def zombie_status(pid: int) -> int | None:
+    """The wait status of a process that has ended and that its parent has not asked for; None: it is none of these."""
+    try:
+        text = _read(f"/proc/{pid}/stat")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text[text.rindex(b")") + 2 :].split()
+    return int(fields[49]) if fields[0] == b"Z" and fields[17] == b"1" else None
+
+
 def children(pid: int) -> list[int]:
     """The pids of a process's children, zombies too; [] when it is gone. Each of its threads has a list."""
     found: list[int] = []

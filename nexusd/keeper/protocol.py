@@ -6,6 +6,7 @@ It decides the framing, what a well-formed word is and who may speak; what the w
 nexusd says            | and the keeper
 -----------------------|---------------------------------------------------------------------------
 adopt   run, fds       | takes over a run whose former keeper died (fds: log, notify)
+kept    run, fds       | has them for the recovery, if that is still to come (fds: log, notify)
 hello                  | recovers what the journal knows and nobody handed over, tells its table, then `welcome`
 spawn   run, launch    | starts it (fds: log to read, log to write, notify, control, listening sockets); launch
                        | may have a leaf (a cgroup), and log.journal: then both log fds are journald's stream
@@ -35,7 +36,7 @@ from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 
-VERSION = 5  # counts up when a word changes: a keeper of another version is replaced, its runs go on
+VERSION = 6  # counts up when a word changes: a keeper of another version is replaced, its runs go on
 PACKET_BYTES = 200_000  # below the default net.core.wmem_max (212,992) less the kernel's own overhead
 MOST_FDS = 64
 _CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
@@ -61,6 +62,7 @@ _LAUNCH = {"log": _LOG, "notify_path": str, "control_path": str, "environment": 
 ENTRY = {"key": str, "pid": int, "start_ticks": int, "log": _LOG, "notify_path": str, "control_path": str}
 SHAPES = {
     "adopt": Shape({"run": str, "entry": ENTRY, "running": bool, "notices": dict}, 2, 2),
+    "kept": Shape({"run": str}, 2, 2),
     "hello": Shape({}),
     "spawn": Shape({"run": str, "launch": _LAUNCH}, 4, MOST_FDS),
     "probe": Shape({"id": int, "launch": _PROGRAM, "timeout": float}),

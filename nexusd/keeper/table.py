@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nexusd.keeper import endpoints, proctable, protocol
+from nexusd.keeper.keepsakes import Keepsakes
 from nexusd.keeper.protocol import Message
 from nexusd.keeper.run import unread_notices
 
@@ -21,7 +22,8 @@ class KnownRun:
 
 
 class Table:
-    def __init__(self) -> None:
+    def __init__(self, keepsakes: Keepsakes) -> None:
+        self._keepsakes = keepsakes
         self.runs: dict[str, KnownRun] = {}
         self._statuses: dict[int, int] = {}
 
@@ -39,6 +41,7 @@ class Table:
         match message["say"]:
             case "spawned":
                 run.entry, run.running = message["entry"], message["running"]
+                self._keepsakes.keep_process(message["run"], run.entry["pid"], run.entry["start_ticks"])
             case "running":
                 run.running = True
             case "notify":
@@ -56,6 +59,9 @@ class Table:
             protocol.close_all(known.fds)
         paths = (entry["notify_path"], entry["control_path"])
         self.runs[key] = KnownRun(tuple(fds), paths, entry, message["running"], message["notices"])
+        if fds:
+            self._keepsakes.keep_run(key, *fds)
+            self._keepsakes.keep_process(key, entry["pid"], entry["start_ticks"])
         ended = message["ended"]
         if ended is not None and ended["status"] is None:
             ended["status"] = self.status_of(key)
@@ -64,6 +70,7 @@ class Table:
         if (run := self.runs.pop(key, None)) is not None:
             protocol.close_all(run.fds)
             endpoints.unlink(run.paths)
+            self._keepsakes.forget(key)
             if run.entry is not None:
                 self._statuses.pop(run.entry["pid"], None)
 
@@ -104,10 +111,13 @@ class Table:
                 self._statuses[pid] = status
 
     def status_of(self, key: str) -> int | None:
-        """The wait status of a run that was ours to reap; None, unknown, where it was somebody else's.
+        """The wait status of a run that was ours to reap, or of which a pidfd tells; None: it is unknown.
 
         Kept until it is forgotten: a new keeper may tell the end twice, as news and in its table.
         """
         self.reap()
         run = self.runs.get(key)
-        return None if run is None or run.entry is None else self._statuses.get(run.entry["pid"])
+        if run is None or run.entry is None:
+            return None
+        pid: int = run.entry["pid"]
+        return self._statuses[pid] if pid in self._statuses else self._keepsakes.status(key, pid)

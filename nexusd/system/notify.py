@@ -14,6 +14,7 @@ from sdnotify import SystemdNotifier
 
 from nexusd.domain.replacing import Command
 from nexusd.system import handover
+from nexusd.system.fdstore import readable
 from nexusd.system.handover import Handover
 
 log = logging.getLogger("nexusd.systemd")
@@ -48,6 +49,7 @@ class Given:
     api: socket.socket | None = None  # for the API, listening already
     handed: Handover | None = None  # by the nexusd that this process was before
     command: Command | None = None  # how this process was started; None: it is another program
+    stored: Mapping[str, int] = field(default_factory=dict)  # what a former nexusd gave to be kept, by name
 
     def again(self) -> dict[str, str]:
         """The variables for who replaces this process, to whom its socket is descriptor 3 as it was to us."""
@@ -61,7 +63,8 @@ def take(environment: MutableMapping[str, str]) -> Given:
     """Take it out of the environment, so that no child is given it. To be called before anything is started."""
     handed = handover.taken(environment)
     found = {name: environment.pop(name) for name in _OURS if name in environment}
-    return Given(found, _watchdog_s(found), _handed_over(found), handed)
+    api, stored = _handed_over(found)
+    return Given(found, _watchdog_s(found), api, handed, stored=stored)
 
 
 def _watchdog_s(found: Mapping[str, str]) -> float | None:
@@ -71,19 +74,26 @@ def _watchdog_s(found: Mapping[str, str]) -> float | None:
     return int(text) / 1_000_000 if text.isdecimal() and int(text) else None
 
 
-def _handed_over(found: Mapping[str, str]) -> socket.socket | None:
-    """The one listening Unix stream socket among the descriptors; what else there is, is closed and told."""
+def _handed_over(found: Mapping[str, str]) -> tuple[socket.socket | None, dict[str, int]]:
+    """The one listening Unix stream socket of a socket unit, and what was kept, by name; anything else is closed."""
     if found.get("LISTEN_PID") != str(os.getpid()) or not found.get("LISTEN_FDS", "").isdecimal():
-        return None
-    api = None
-    for number in range(_FIRST_FD, _FIRST_FD + int(found["LISTEN_FDS"])):
+        return None, {}
+    api, stored = None, {}
+    count = int(found["LISTEN_FDS"])
+    names = [readable(name) for name in found.get("LISTEN_FDNAMES", "").split(":")]
+    for number, name in enumerate((names + [""] * count)[:count], _FIRST_FD):
         os.set_inheritable(number, False)
-        if api is None and _listens(number):
+        if "=" in name and name not in stored:
+            stored[name] = number
+        elif "=" in name:
+            os.close(number)
+        elif api is None and _listens(number):
             api = socket.socket(fileno=number)
         else:
             log.warning("descriptor %d from systemd is no Unix socket to listen on, or a second one", number)
             os.close(number)
-    return api and _as_the_first(api)
+    stored = {name: os.dup(number) if number == _FIRST_FD else number for name, number in stored.items()}
+    return api and _as_the_first(api), stored
 
 
 def _as_the_first(sock: socket.socket) -> socket.socket:

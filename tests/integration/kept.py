@@ -22,6 +22,22 @@ POLL_S = 0.005
 Message = dict[str, Any]
 
 
+class ThirdHolder:
+    """Holds descriptors as systemd does."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, int] = {}
+        self.stored: dict[str, int] = {}
+
+    def keep(self, name: str, fd: int) -> None:
+        assert name not in self.held
+        self.held[name] = os.dup(fd)
+
+    def drop(self, name: str) -> None:
+        if name in self.held:
+            os.close(self.held.pop(name))
+
+
 class Kept:
     """`with Kept() as kept:` has its welcome behind it. Leaving it ends the runs and the keeper."""
 
@@ -33,6 +49,7 @@ class Kept:
         self.loop = asyncio.new_event_loop()
         self.unheard: list[Message] = []
         self.client: KeeperClient | None = None
+        self.third: ThirdHolder | None = None
 
     def __enter__(self) -> Self:
         _be_subreaper(True)
@@ -81,7 +98,11 @@ class Kept:
     def connect(self) -> list[Message]:
         """A new nexusd. Returns the table that it is told."""
         self.unheard.clear()
-        self.client = KeeperClient(str(self.home), str(self.keeper_log), self._hear, self.hung_s)
+        if self.third is not None:
+            self.third.stored = {name: os.dup(fd) for name, fd in self.third.held.items()}
+        self.client = KeeperClient(
+            str(self.home), str(self.keeper_log), self._hear, self.hung_s, store=self.third
+        )
         self.do(_call(self.client.open))
         return self.table()
 

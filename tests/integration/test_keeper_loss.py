@@ -6,11 +6,12 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kept import Kept, await_end, is_alive, open_fds, processes_of
+from kept import Kept, ThirdHolder, await_end, is_alive, open_fds, processes_of
 
 from nexusd.keeper import birth, proctable, protocol
 from nexusd.keeper.client import KeeperClient, restart_delay_s
@@ -124,13 +125,18 @@ def test_a_run_that_ended_together_with_its_keeper_is_told_with_its_status(kept:
     assert os.waitstatus_to_exitcode(ended["status"]) == 9
 
 
-def test_where_nobody_of_ours_could_reap_it_the_status_is_unknown(kept: Kept, go: Path) -> None:
+# Since Linux 6.15 a pidfd tells how its process ended, whoever reaped it.
+PIDFDS_TELL = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+NINE = 9 << 8 if PIDFDS_TELL else None
+
+
+def test_where_nobody_of_ours_could_reap_it_a_pidfd_tells_the_status(kept: Kept, go: Path) -> None:
     pid = kept.start("one", "/bin/sh", "-c", "read line < go; exit 9")
     kept.replace_keeper()
     go.write_text("now\n")
     await_end(pid)
     os.waitpid(pid, 0)  # as init would have
-    assert kept.until("exited", "one")["status"] is None
+    assert kept.until("exited", "one")["status"] == NINE
 
 
 TREES = {
@@ -284,6 +290,69 @@ def test_a_notice_that_no_keeper_has_read_is_told_by_the_next(kept: Kept) -> Non
     kept.kill_keeper()
     kept.until("lost")
     assert rows_of(kept.table())["one"]["notices"] == {"READY": "1"}
+
+
+def test_a_third_holder_has_the_last_words_of_a_run_that_ended_while_both_were_dead(
+    kept: Kept, go: Path
+) -> None:
+    kept.third = ThirdHolder()
+    kept.leave()
+    kept.connect()
+    pid = kept.start("one", "/bin/sh", "-c", "echo first; read line < go; echo last; exit 9")
+    kept.settle()
+    kill_both(kept)
+    tell(kept, "one", b"STATUS=last words")
+    go.write_text("now\n")
+    await_end(pid)
+    _reap(pid)
+    kept.connect()
+    assert kept.until("notify", "one")["notices"] == {"STATUS": "last words"}
+    assert kept.until("exited", "one")["status"] == NINE
+    assert kept.log("one") == "first\nlast\n"
+    kept.kept.forget("one")
+    assert kept.third.held == {}
+
+
+def test_a_third_holder_has_the_word_of_a_run_that_got_ready_while_both_were_dead(kept: Kept) -> None:
+    kept.third = ThirdHolder()
+    kept.leave()
+    kept.connect()
+    kept.start("one", "/bin/sleep", "1000")
+    kept.settle()
+    kill_both(kept)
+    tell(kept, "one", b"READY=1")
+    kept.connect()
+    assert kept.until("notify", "one")["notices"] == {"READY": "1"}
+
+
+def test_a_third_holder_has_the_listening_socket_that_nobody_uses_just_then(kept: Kept) -> None:
+    kept.third = ThirdHolder()
+    kept.leave()
+    kept.connect()
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    kept.kept.hold("a/net", listening.detach())
+    kill_both(kept)
+    kept.connect()
+    assert kept.kept.holds("a/net")
+    socket.create_connection(("127.0.0.1", port)).close()
+    kept.kept.release("a/net")
+    assert kept.third.held == {}
+
+
+def test_the_third_holder_keeps_nothing_of_a_run_that_the_keeper_does_not_know(kept: Kept) -> None:
+    kept.third = ThirdHolder()
+    for name in ("log=gone", "notify=gone", "pid=gone"):
+        kept.third.keep(name, 0)
+    kept.leave()
+    kept.connect()
+    assert kept.third.held == {}
+
+
+def _reap(pid: int) -> None:
+    """As init would, if the kernel made the run ours."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def test_a_run_that_ended_while_both_were_dead_is_told_as_ended(kept: Kept, go: Path) -> None:

@@ -21,6 +21,7 @@ given = take(os.environ)
 print(given.api.getsockname() if given.api else None)
 print([number for number in (3, 4) if os.path.exists(f"/proc/self/fd/{number}")])
 print(os.get_inheritable(given.api.fileno()) if given.api else None)
+print(given.stored)
 """
 
 
@@ -133,20 +134,28 @@ def test_of_the_descriptors_the_listening_socket_is_taken_and_kept_from_children
         api.bind(str(tmp_path / "api"))
         api.listen()
         told = _told(api.fileno(), os.open(os.devnull, os.O_RDONLY))
-    assert told == [str(tmp_path / "api"), "[3]", "False"]
+    assert told == [str(tmp_path / "api"), "[3]", "False", "{}"]
+
+
+def test_what_a_former_nexusd_had_kept_is_known_by_its_name(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as api:
+        api.bind(str(tmp_path / "api"))
+        api.listen()
+        told = _told(api.fileno(), os.open(os.devnull, os.O_RDONLY), "api:log%3Da/b#0@1~x")
+    assert told == [str(tmp_path / "api"), "[3, 4]", "False", "{'log=a/b#0@1~x': 4}"]
 
 
 def test_a_socket_that_does_not_listen_is_not_taken(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as idle:
-        assert _told(idle.fileno(), os.open(os.devnull, os.O_RDONLY)) == ["None", "[]", "None"]
+        assert _told(idle.fileno(), os.open(os.devnull, os.O_RDONLY)) == ["None", "[]", "None", "{}"]
 
 
-def _told(third: int, fourth: int) -> list[str]:
+def _told(third: int, fourth: int, names: str = "") -> list[str]:
     """What a process says that is given these as descriptors 3 and 4."""
     os.dup2(third, spare := 200)
     os.dup2(fourth, spare + 1)
     script = f'exec "$0" -c "$1" 3<&{spare} 4<&{spare + 1} {spare}<&- {spare + 1}<&-'
-    environment = {**os.environ, "LISTEN_FDS": "2"}
+    environment = {**os.environ, "LISTEN_FDS": "2", "LISTEN_FDNAMES": names}
     try:
         ran = subprocess.run(
             ["bash", "-c", script, sys.executable, TALE],
@@ -176,4 +185,4 @@ def test_a_listening_socket_that_comes_second_takes_the_first_place(tmp_path: Pa
         api.bind(str(tmp_path / "api"))
         api.listen()
         told = _told(os.open(os.devnull, os.O_RDONLY), os.dup(api.fileno()))
-    assert told == [str(tmp_path / "api"), "[3]", "False"]
+    assert told == [str(tmp_path / "api"), "[3]", "False", "{}"]

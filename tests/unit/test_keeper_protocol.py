@@ -160,6 +160,7 @@ def _read(sock: socket.socket) -> bool:
 
 
 GOOD = {
+    "kept": {"run": "r"},
     "adopt": {
         "run": "r",
         "running": True,
@@ -200,7 +201,7 @@ GOOD = {
     "count": {},
     "leave": {},
 }
-FDS = {"adopt": [1, 2], "spawn": [1, 2, 3, 4], "hold": [1]}
+FDS = {"adopt": [1, 2], "kept": [1, 2], "spawn": [1, 2, 3, 4], "hold": [1]}
 
 
 @pytest.mark.parametrize("word", protocol.SHAPES)
