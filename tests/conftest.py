@@ -35,3 +35,11 @@ def gate(nexus: Nexus) -> Iterator[Fifo]:
     nexus.environment["GATE"] = str(gate.path)
     yield gate
     gate.close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-reliability",
+        action="store_true",
+        help="write what tests/systemd measures into docs/reliability.md",
+    )

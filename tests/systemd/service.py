@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nexusctl.client import Client
+from nexusctl.nexus_client import NexusClient
 from nexusctl.selection import ids_of
 from tests.systemd.booted import BOUND_S, PROGRAMS, Machine
 
@@ -14,7 +17,10 @@ UNIT = "nexusd.service"
 NEXUSCTL = f"{PROGRAMS}/bin/nexusctl"
 MODULES = Path("/etc/nexus/modules")
 SOCKET = Path("/run/nexus.sock")
+UNITS = Path("/etc/systemd/system")
 STANDING = "#!/bin/sh\nexec sleep 100000\n"
+
+GROUP = Path("/sys/fs/cgroup/system.slice/nexusd.service")
 
 Status = dict[str, Any]
 
@@ -22,14 +28,15 @@ Status = dict[str, Any]
 class Service:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        machine.run(NEXUSCTL, "systemd", "install")
+        if not machine.path(UNITS / UNIT).exists():
+            machine.run(NEXUSCTL, "systemd", "install")
         self.configure("")
 
     def configure(self, text: str) -> None:
         self.write("/etc/nexus/nexusd.toml", '[metrics]\nlisten = "off"\n' + text)
 
     def drop_in(self, text: str) -> None:
-        self.write(f"/etc/systemd/system/{UNIT}.d/test.conf", text)
+        self.write(UNITS / f"{UNIT}.d" / "test.conf", text)
         self.machine.run("systemctl", "daemon-reload")
 
     def write(self, path: str | Path, text: str, mode: int = 0o644) -> None:
@@ -81,6 +88,11 @@ class Service:
         with self.client(timeout_s) as client:
             return client.call(method, params)
 
+    def read(self, method: str, **params: Any) -> Any:
+        """As one asks who is prepared for the death of a nexusd that has taken the request."""
+        with NexusClient(self.machine.path(SOCKET), BOUND_S) as client:
+            return client.call(method, params)
+
     def client(self, timeout_s: float = BOUND_S) -> Client:
         return Client(self.machine.path(SOCKET), timeout_s)
 
@@ -115,12 +127,17 @@ class Service:
     def kill(self, pid: int, number: int = 9) -> None:
         self.machine.run("kill", f"-{number}", pid)
 
-    def processes(self) -> list[str]:
-        """Every process in the service's control group, as PID and command line."""
-        procs = self.machine.try_run(
-            "sh", "-c", "find /sys/fs/cgroup/system.slice/nexusd.service -name cgroup.procs -exec cat {} +"
-        )
-        return procs.stdout.split()
+    def processes(self) -> list[int]:
+        """Every process in the service's control group, by the pids of this machine."""
+        found: list[int] = []
+        for file in self.machine.path(GROUP).rglob("cgroup.procs"):
+            with suppress(OSError):  # the group has gone meanwhile
+                found += map(int, file.read_text().split())
+        return found
+
+    def modules_running(self) -> Counter[str]:
+        """How many processes each module has, as the kernel knows it."""
+        return Counter(filter(None, map(_module_of, self.processes())))
 
     def copies(self, command: str) -> int:
         """How many processes have exactly this command line."""
@@ -130,17 +147,26 @@ class Service:
         self.machine.await_("another nexusd has been started", lambda: self.main_pid not in (0, former))
 
     def await_keeper(self) -> None:
-        self.machine.await_("the keeper is connected", lambda: self.status()["keeper"]["connected"])
+        self.machine.await_("the keeper is connected", lambda: self.read("get_status")["keeper"]["connected"])
 
     def close(self) -> None:
-        """Whatever it left is ended, and its files are removed."""
+        """Whatever it left is ended, and its files are removed, but for the units as they were installed."""
         machine = self.machine
         machine.try_run("systemctl", "stop", UNIT, "nexusd.socket", "nexus-health.timer")
-        machine.try_run("sh", "-c", "echo 1 >/sys/fs/cgroup/system.slice/nexusd.service/cgroup.kill")
+        with suppress(OSError):  # the group has gone with its last process
+            (machine.path(GROUP) / "cgroup.kill").write_text("1")
         machine.try_run("systemctl", "reset-failed")
-        machine.run(
-            "sh",
-            "-c",
-            "rm -rf /etc/nexus /var/lib/nexus /var/log/nexus /run/nexus /etc/systemd/system/nexus*",
-        )
-        machine.run("systemctl", "daemon-reload")
+        machine.run("rm", "-rf", "/etc/nexus", "/var/lib/nexus", "/var/log/nexus", "/run/nexus")
+        if machine.path(UNITS / f"{UNIT}.d").exists():
+            machine.run("rm", "-r", UNITS / f"{UNIT}.d")
+            machine.run("systemctl", "daemon-reload")
+
+
+def _module_of(pid: int) -> str:
+    """The id of the module that a process belongs to; empty when to none."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended
+        return ""
+    found = [one for one in environment.split(b"\0") if one.startswith(b"NEXUS_MODULE_ID=")]
+    return found[0].partition(b"=")[2].decode() if found else ""
