@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TEMPLATES = Path(__file__).with_name("units")
-UNITS = ("nexusd.service", "nexusd.socket", "nexus-health.service", "nexus-health.timer")
+UNITS = (
+    "nexusd.service",
+    "nexusd.socket",
+    "nexusd-sweep.service",
+    "nexus-health.service",
+    "nexus-health.timer",
+)
 DROP_IN = "nexusd.service.d/unprivileged.conf"
 THERE, DIFFERENT, MISSING = "installed", "different", "missing"
 

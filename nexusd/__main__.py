@@ -22,6 +22,7 @@ from nexusd.domain.errors import NexusError
 from nexusd.domain.manifest import Fault, manifest_schema
 from nexusd.domain.replacing import Command, command
 from nexusd.successor import introduce
+from nexusd.sweeping import sweep
 from nexusd.system.database import Unusable
 from nexusd.system.handover import Handover, jump
 from nexusd.system.manifests import MANIFEST, discover, missing_paths, read_module, shadowed
@@ -51,6 +52,8 @@ def main() -> None:
         sys.exit(introduce_to(arguments.successor, options))
     elif arguments.command == "check":
         sys.exit(_unless_nobody_reads(lambda: check(arguments.folders, options, arguments.json)))
+    elif arguments.command == "sweep":
+        sys.exit(sweep_up(options))
     else:
         sys.exit(serve(options))
 
@@ -76,7 +79,28 @@ def serve(options: Options) -> int:
             return 1
         if isinstance(outcome, int):
             return outcome
-        given = replace(given, handed=outcome)  # there is no other: this one goes on in its own place
+        given = replace(
+            given, handed=outcome, stored={}
+        )  # there is no other: this one goes on in its own place
+
+
+def sweep_up(options: Options) -> int:
+    """Exit status: 0 when nothing is left or nothing is to be ended, 1 when something is, 2 as above."""
+    try:
+        config = read_config(options, os.environ, os.getuid())
+    except InvalidConfig as error:
+        print(error, file=sys.stderr)
+        return 2
+    log_to(sys.stderr, config.log_format, config.daemon.journald)
+    take(os.environ)
+    try:
+        count = asyncio.run(sweep(config))
+    except (NexusError, OSError) as error:
+        log.error("not swept: %s", error)
+        return 1
+    if count:
+        log.warning("ended %d processes of modules that a nexusd left when it was stopped", count)
+    return 0
 
 
 async def _run(config: Config, given: Given) -> int | Handover:
@@ -179,7 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", metavar="DIR", help="what survives a reboot")
     parser.add_argument("--logs", metavar="DIR", help="what modules write")
     parser.add_argument("--log-format", choices=("text", "json", "journal"))
-    commands = parser.add_subparsers(dest="command", metavar="check")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("sweep", help="end the modules of a nexusd that is dead, as `on_stop` says")
     checking = commands.add_parser("check", help="validate module folders and exit 0 or 1")
     checking.add_argument("folders", metavar="DIR", nargs="*")
     checking.add_argument("--json", action="store_true", help="print the faults as JSON")

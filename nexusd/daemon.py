@@ -123,7 +123,7 @@ class UniversalDaemon:
         _make_folders(config)
         held = self._handed.locks if self._handed else {}
         places = [os.path.join(folder, "nexusd.lock") for folder in (config.runtime, config.state)]
-        self._locks = {place: _lock(place, held.get(place)) for place in places}
+        self._locks = {place: lock_place(place, held.get(place)) for place in places}
         self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
         stderr_path = os.path.join(config.logs, "keeper.log")
         self._descriptors = DescriptorStore(
@@ -654,7 +654,7 @@ def _make_runtime(folder: str) -> None:
         raise NotPossible(f"{folder} is not a folder of {os.getuid()} or root", hint="nexusd --runtime DIR")
 
 
-def _lock(path: str, held: int | None = None) -> int:
+def lock_place(path: str, held: int | None = None) -> int:
     """One nexusd for a folder. The lock goes with the process, however it ends; held: it has it already.
 
     Its owner's alone: who may read the file may lock it, and keep nexusd from starting.

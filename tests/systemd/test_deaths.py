@@ -177,3 +177,64 @@ def test_callers_that_ask_all_the_time_are_all_answered_over_a_restart(
     for caller in callers:
         caller.join()
     assert set(told) == {first, second}
+
+
+FORKS = "#!/bin/sh\nsetsid sleep 100001 &\nexec sleep 100000\n"
+
+
+def hangs(service: Service) -> None:
+    service.kill(service.main_pid, signal.SIGSTOP)
+
+
+def is_dead(service: Service) -> None:
+    of_nexusd(service)
+    service.machine.await_active(UNIT, "activating")  # waits to be started again
+
+
+def is_dead_with_its_keeper(service: Service) -> None:
+    of_both(service)
+    service.machine.await_active(UNIT, "activating")
+
+
+@pytest.mark.parametrize("trouble", [hangs, is_dead, is_dead_with_its_keeper])
+def test_a_stop_leaves_no_process_when_nexusd_cannot_see_to_it(
+    service: Service, trouble: Callable[[Service], None]
+) -> None:
+    service.drop_in("[Service]\nTimeoutStopSec=1s\nRestartSec=1h\n")
+    service.module("a/one", FORKS, manifest="replicas = 2\n")
+    service.start()
+    trouble(service)
+    service.systemctl("stop", UNIT)
+    service.machine.await_("nothing is left", lambda: service.processes() == [])
+    assert service.machine.try_run("pgrep", "-f", "sleep 10000").stdout == ""
+    service.machine.await_active("nexusd-sweep.service", "inactive")
+    assert len(service.start().replicas()) == 2
+
+
+def test_what_is_to_be_left_is_left_also_by_a_nexusd_that_hangs(service: Service) -> None:
+    service.configure(LEAVES)
+    service.drop_in("[Service]\nTimeoutStopSec=1s\n")
+    service.module("a/one")
+    before = service.start().replicas()
+    hangs(service)
+    service.systemctl("stop", UNIT)
+    service.machine.await_active("nexusd-sweep.service", "inactive")
+    assert service.start().replicas() == before
+
+
+def test_a_faulty_configuration_that_keeps_nexusd_from_coming_back_costs_no_module(service: Service) -> None:
+    service.module("a/one")
+    before = service.start().replicas()
+    service.configure("[daemonn]\n")
+    of_nexusd(service)
+    service.machine.await_active(UNIT, "failed")
+    service.machine.await_(
+        "the sweep is over",
+        lambda: (
+            "inactive" in service.machine.try_run("systemctl", "is-active", "nexusd-sweep.service").stdout
+            or "failed" in service.machine.try_run("systemctl", "is-active", "nexusd-sweep.service").stdout
+        ),
+    )
+    assert service.copies("sleep 100000") == 1
+    service.configure("")
+    assert service.start().replicas() == before

@@ -31,7 +31,7 @@ def test_systemd_finds_no_fault_in_the_units(
     machine: Machine, service: Service, drop_in: tuple[str, ...]
 ) -> None:
     machine.run(NEXUSCTL, "systemd", "install", *drop_in)
-    for unit in (UNIT, "nexusd.socket", "nexus-health.service", "nexus-health.timer"):
+    for unit in (UNIT, "nexusd.socket", "nexusd-sweep.service", "nexus-health.service", "nexus-health.timer"):
         ran = machine.try_run("systemd-analyze", "verify", "--man=no", f"/etc/systemd/system/{unit}")
         assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
