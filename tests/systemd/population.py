@@ -15,8 +15,8 @@ from tests.systemd.service import Service, Status
 
 _BEGIN = "#!/bin/bash\nexec {nothing}<> <(:)\npause() { read -rt $1 -u $nothing; }\nn=0\n"
 _END = "trap 'echo \"$$ end $n\"; exit 0' TERM\n"
-_SLOW_END = "trap 'pause 0.3; echo \"$$ end $n\"; exit 7' TERM\n"
-_READY = "pause 0.2\nsystemd-notify --ready\n"
+_SLOW_END = "trap 'pause 0.2; echo \"$$ end $n\"; exit 7' TERM\n"
+_READY = "pause 0.15\nsystemd-notify --ready\n"
 _LINES = 'while :; do echo "$$ $((n + 1))"; n=$((n + 1)); pause 0.02; done\n'
 _LOG = '[log]\nmax_size = "16K"\nfiles = 100\n'  # so that rotation is among what a kill finds
 

@@ -238,3 +238,19 @@ def test_a_faulty_configuration_that_keeps_nexusd_from_coming_back_costs_no_modu
     assert service.copies("sleep 100000") == 1
     service.configure("")
     assert service.start().replicas() == before
+
+
+def test_systemd_holds_three_descriptors_of_each_replica_and_lets_them_go_with_it(service: Service) -> None:
+    def await_held(count: str) -> None:
+        machine = service.machine
+        machine.await_(f"{count} are held", lambda: machine.shown(UNIT, "NFileDescriptorStore") == count)
+
+    service.module("a/one", manifest="replicas = 2\n")
+    service.start()
+    await_held("6")
+    of_both(service)
+    service.await_keeper()
+    service.nexusctl("restart", "a/one#0")
+    await_held("6")
+    service.nexusctl("stop", "a/one")
+    await_held("0")

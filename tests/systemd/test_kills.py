@@ -17,7 +17,7 @@ from tests.systemd.service import SOCKET, UNIT, Service
 
 SETTINGS = '[daemon]\non_stop = "leave-modules"\n'
 QUICK = "[Service]\nWatchdogSec=3s\nTimeoutAbortSec=2s\n"
-WITHIN_S = 0.3  # what is under way in a scene is over by then
+WITHIN_S = 0.25  # what is under way in a scene is over by then
 GO_ON = "modules go on, requests wait"
 
 

@@ -165,6 +165,32 @@ def test_a_shutdown_is_not_undone(service: Service) -> None:
     assert service.processes() == []
 
 
+def test_the_socket_is_for_root_and_the_group_and_user_and_folders_are_made(service: Service) -> None:
+    run = service.machine.run
+    run("rm", "-rf", "/etc/nexus")
+    run(NEXUSCTL, "systemd", "install")
+    assert run("id", "-un", "nexus") == "nexus"
+    assert run("stat", "-c", "%U %a", "/etc/nexus/modules") == "root 755"
+    service.configure("")
+    service.module("a/one")
+    service.start()
+    assert run("stat", "-c", "%U:%G %a", SOCKET) == "root:nexus 660"
+    asked = ("runuser", "-u", "nexus", "--", NEXUSCTL, "status")
+    assert "a/one" in run(*asked)
+    assert service.machine.try_run("runuser", "-u", "nobody", *asked[3:]).returncode == 77
+
+
+def test_the_timer_looks_after_the_health_while_nexusd_is_wanted(service: Service) -> None:
+    service.module("a/one")
+    service.start()
+    service.systemctl("start", "nexus-health.timer")
+    shown = service.machine.shown
+    assert shown("nexus-health.timer", "Unit") == "nexus-health.service"
+    assert shown("nexus-health.timer", "NextElapseUSecMonotonic") not in ("", "0", "infinity")
+    service.systemctl("stop", UNIT)
+    service.machine.await_active("nexus-health.timer", "inactive")
+
+
 def test_health_of_the_modules_is_a_unit_that_fails(service: Service) -> None:
     service.module("a/one")
     service.start()
