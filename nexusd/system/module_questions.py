@@ -237,7 +237,7 @@ def _read(question: _Question) -> Answer:
         return Answer(key, failure="too_large")
     try:
         message = msgspec.json.decode(question.received, type=_Message)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Answer(key, failure="unparsable")
     if message.result is not None:
         return Answer(key, text=message.result.text)

@@ -105,6 +105,7 @@ def test_hundreds_are_asked_in_one_round(tmp_path: Path) -> None:
         (error(-32603), Answer(KEY, failure="refused")),
         (b"nonsense\n", Answer(KEY, failure="unparsable")),
         (b'{"result":{"text":7}}\n', Answer(KEY, failure="unparsable")),
+        (b'{"result":{"text":"\xff"}}\n', Answer(KEY, failure="unparsable")),
         (b"{}\n", Answer(KEY, failure="refused")),
         (b'{"result":' + b"[" * 5000 + b"\n", Answer(KEY, failure="unparsable")),
         (result("a" * (module_questions.LONGEST_ANSWER + 1)), Answer(KEY, failure="too_large")),
