@@ -251,7 +251,7 @@ _decode = msgspec.json.Decoder(_Seen).decode
 def _seen(line: bytes) -> _Seen | None:
     try:
         return _decode(line)
-    except msgspec.MsgspecError:  # not ours: `verify` finds it
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # not ours: `verify` finds it
         return None
 
 

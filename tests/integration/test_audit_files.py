@@ -235,6 +235,20 @@ def test_a_command_in_the_midst_of_which_nexusd_died_is_told_as_interrupted(hous
     assert len([line for line in house.lines() if line["outcome"] == "interrupted"]) == 1
 
 
+@pytest.mark.parametrize("damage", [b'{"method":"\xff"}\n', b'{"params":{"a":' + b"[" * 5000 + b"\n"])
+def test_a_line_that_cannot_be_read_hides_none_of_the_others(house: House, damage: bytes) -> None:
+    house.fill(1)
+    with open(house.current, "ab") as file:
+        file.write(damage)
+
+    async def story(log: AuditLog) -> list[str]:
+        await log.begin(entry())  # by then the line of the start is there
+        return [json.loads(line)["method"] for line in await log.records(2, 0, None)]
+
+    assert house.tell(story) == ["nexusd.start", "stop_module"]
+    assert house.findings()
+
+
 def test_records_that_nexusd_did_not_get_to_note_are_told_and_no_fault(house: House) -> None:
     house.fill(1)
     noted = house.head.read_bytes()
