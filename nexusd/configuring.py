@@ -3,8 +3,9 @@
 Which values are valid is `domain.settings`'s, how a file of them is written the adapter's.
 """
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -12,9 +13,10 @@ from msgspec.structs import replace
 from nexusd.domain import settings
 from nexusd.domain.errors import BadValue, NexusError, NotPossible, TimedOut
 from nexusd.domain.events import Put, Renewal
+from nexusd.domain.fleet import Fleet
 from nexusd.domain.manifest import ConfigKey
 from nexusd.domain.module import Module
-from nexusd.domain.replica import Started
+from nexusd.domain.replica import Replica, Started, Starting
 from nexusd.ports import Configs, Control, Store
 from nexusd.reach import Patience, Reach
 from nexusd.supervisor import Supervisor
@@ -43,6 +45,7 @@ class Configuring:
         self._control = control
         self._configs = configs
         self._tell = tell
+        self._errands: set[asyncio.Task[None]] = set()
 
     async def configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
         async with self._reach.changing[module_id]:  # two could be told and stored in different orders
@@ -103,6 +106,8 @@ class Configuring:
             self._write_config(module.id, module.configured)
             raise
         self._supervisor.handle(Put(module.id, replace(self._reach.module(module.id), configured=configured)))
+        if key.apply == "live":
+            self._tell_late_ones(module.id, name, told)
         applied = self._apply(module.id, key, bool(told))
         shown = settings.masked(manifest, {name: value})[name]
         by_default = "" if name in configured else ", the default"
@@ -121,6 +126,37 @@ class Configuring:
                 except BadValue:  # who refuses keeps the old value, and need not be told it
                     told.pop()
                     raise
+
+    def _tell_late_ones(self, module_id: str, name: str, told: Collection[str]) -> None:
+        """Who was starting has read its values already, and hears of no other before it is started."""
+        for replica in self._reach.module(module_id).current:
+            if isinstance(replica.state, Starting | Started) and replica.state.run not in told:
+                errand = self._tell_when_started(module_id, name, replica.state.run)
+                task = asyncio.get_running_loop().create_task(errand)
+                self._errands.add(task)  # the loop itself keeps weak references only
+                task.add_done_callback(self._errands.discard)
+
+    async def _tell_when_started(self, module_id: str, name: str, run: str) -> None:
+        """The value that the key has by then."""
+
+        def is_decided(fleet: Fleet) -> bool:
+            replica = _with_run(fleet.modules.get(module_id), run)
+            return replica is None or not isinstance(replica.state, Starting)
+
+        await self._supervisor.until([module_id], is_decided, None)
+        async with self._reach.changing[module_id]:
+            module = self._supervisor.fleet.modules.get(module_id)
+            replica = _with_run(module, run)
+            if module is None or replica is None or not isinstance(replica.state, Started):
+                return
+            manifest = module.definition_of(replica).manifest
+            if (key := manifest.config.get(name)) is None:
+                return
+            try:
+                value = settings.effective(manifest, module.configured)[name]
+                await self._tell_run(run, name, value, key)
+            except NexusError as error:  # whoever set it waits no longer
+                log.warning("%s may still use the former value of %s: %s", run, name, error)
 
     async def _tell_run(self, run: str, name: str, value: Any, key: ConfigKey) -> None:
         params = {"key": name, "value": value}
@@ -151,3 +187,7 @@ class Configuring:
         elif key.apply == "reload":
             self._supervisor.handle(Renewal(module_id, module.definition, beside=True))
         return key.apply
+
+
+def _with_run(module: Module | None, run: str) -> Replica | None:
+    return next((replica for replica in module.replicas if replica.run == run), None) if module else None

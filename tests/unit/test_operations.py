@@ -515,6 +515,11 @@ def test_a_reload_by_signal_of_what_does_not_run_is_refused(house):
 # Configure
 
 
+async def settled():
+    """All that was begun on the side has ended."""
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+
+
 def test_a_live_value_is_told_stored_and_kept(house):
     house.is_running(BUS, ECHO)
     told = outcome(house.operations.configure(ECHO, "rate", 20))
@@ -529,6 +534,48 @@ def test_a_live_value_is_told_stored_and_kept(house):
 def test_a_value_for_what_does_not_run_is_stored(house):
     assert outcome(house.operations.configure(ECHO, "rate", 20))["applied"] == "stored"
     assert (house.control.asked, house.configs.files[f"{ECHO}.1"]) == ([], {"rate": 20})
+
+
+def test_a_live_value_reaches_a_replica_that_was_starting_as_soon_as_it_is_started(house):
+    house.is_running(BUS)
+    house.supervisor.handle(Want((ECHO,), True))
+
+    async def story():
+        told = await house.operations.configure(ECHO, "rate", 20)
+        assert (told["applied"], house.control.asked) == ("stored", [])
+        await house.operations.configure(ECHO, "rate", 30)
+        house.ready(ECHO)
+        await settled()
+
+    asyncio.run(story())
+    assert set(house.control.asked) == {(f"{ECHO}#0", "rate", 30)}
+
+
+def test_what_a_replica_that_was_starting_refuses_is_told_in_the_log(house, caplog):
+    house.is_running(BUS)
+    house.supervisor.handle(Want((ECHO,), True))
+    house.control.refusals[f"{ECHO}#0", 20] = BadValue("too fast for me")
+
+    async def story():
+        await house.operations.configure(ECHO, "rate", 20)
+        house.ready(ECHO)
+        await settled()
+
+    asyncio.run(story())
+    assert "may still use the former value of rate: too fast for me" in caplog.text
+
+
+def test_a_replica_that_never_gets_started_is_told_nothing(house):
+    house.is_running(BUS)
+    house.supervisor.handle(Want((ECHO,), True))
+
+    async def story():
+        await house.operations.configure(ECHO, "rate", 20)
+        house.exits(ECHO)
+        await settled()
+
+    asyncio.run(story())
+    assert (house.control.asked, house.module(ECHO).configured) == ([], {"rate": 20})
 
 
 def test_a_secret_is_never_shown(house):
