@@ -23,7 +23,9 @@ Pass = Callable[[float], Awaitable[str | None]]  # seconds it may take; what cou
 
 
 class Herald:
-    """Silent until `begin`, and for good where no systemd listens."""
+    """Silent where no systemd listens. It tells of what changes from the first change on; that the start is over, not
+    before `serves`.
+    """
 
     def __init__(self, notifier: Notifier, watchdog_s: float | None, fleet: Callable[[], Fleet]) -> None:
         self._notifier = notifier
