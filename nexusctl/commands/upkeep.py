@@ -31,7 +31,7 @@ def scale(invocation: Invocation, module: str, replicas: int, no_wait: bool) -> 
 def _scaled(result: dict[str, Any]) -> str:
     now, state = result["replicas"], result["state"]
     number = f"{now} replica" if now == 1 else f"{now} replicas"
-    then = "" if state == "started" else f"; it is {state}, they start with it"
+    then = "" if state == "started" or now == 0 else f"; it is {state}, they start with it"
     if not result["changed"]:
         return f"has {number} already{then}"
     return f"scaled from {result['previous']} to {number}{then}"

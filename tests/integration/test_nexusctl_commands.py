@@ -373,6 +373,8 @@ def test_scale_says_from_what_to_what(daemon: FakeDaemon, said: Said) -> None:
     assert said("scale", "mesh/echo", "3")[1] == (
         "mesh/echo has 3 replicas already; it is stopped, they start with it\n"
     )
+    daemon.answers["scale_module"] = {**scaled, "replicas": 0, "previous": 3, "state": "stopped"}
+    assert said("scale", "mesh/echo", "0")[1] == "mesh/echo scaled from 3 to 0 replicas\n"
 
 
 def test_scale_to_a_number_that_is_none_is_a_wrong_command_line(daemon: FakeDaemon, said: Said) -> None:
