@@ -47,7 +47,8 @@ class AuditLog:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._jobs: deque[_Job] = deque()
-        self._late: deque[_Job] = deque(maxlen=KEPT_FOR_LATER)
+        self._late: deque[_Job] = deque()
+        self._gap: _Job | None = None  # the last that was among those
         self._subscribers: set[Subscriber] = set()
         self._trouble: str | None = None  # why the last line could not be written
         self._contradictions: list[str] = []
@@ -161,7 +162,8 @@ class AuditLog:
         self._note(failure)
         self._settle(jobs, failure)
         if begins_gap:  # the log tells of it itself, as soon as it can
-            self._late.append(_Job(_own("gap", {"reason": self._trouble}).content()))
+            self._gap = _Job(_own("gap", {"reason": self._trouble}).content())
+            self._keep_for_later([self._gap])
 
     def _contradicted(self, told: dict[str, Any]) -> _Job:
         """The log is not as nexusd left it: that stands in the log itself, and in the status."""
@@ -186,10 +188,16 @@ class AuditLog:
     def _settle(self, jobs: list[_Job], failure: OSError | None) -> None:
         written = [job for job in jobs if job.line]
         self.lines += len(written)
-        self._late.extend(job for job in jobs if not job.line and job.waiting is None)
+        self._keep_for_later(job for job in jobs if not job.line and job.waiting is None)
         waiting = [job for job in jobs if job.waiting is not None]
         if waiting or self._subscribers:
             self._loop.call_soon_threadsafe(self._tell, written, waiting, failure)
+
+    def _keep_for_later(self, jobs: Iterable[_Job]) -> None:
+        """Of too many the oldest go; not the one that tells since when."""
+        self._late.extend(jobs)
+        while len(self._late) > KEPT_FOR_LATER:
+            del self._late[1 if self._late[0] is self._gap else 0]
 
     def _records(self, most: int, since: int, module_id: str | None) -> list[bytes]:
         found: list[bytes] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from nexusd.domain.audit import BEGUN, Entry
 from nexusd.domain.errors import NotPossible
-from nexusd.system import audit_files
+from nexusd.system import audit, audit_files
 from nexusd.system.audit import AuditLog
 
 BOUND_S = 20
@@ -329,6 +330,29 @@ def test_a_full_disk_refuses_commands_and_leaves_no_half_line(
     with caplog.at_level(logging.ERROR):
         house.tell(story)
     assert len(caplog.records) == 1
+    assert house.findings() == []
+
+
+def test_however_much_is_refused_meanwhile_the_log_tells_since_when_it_could_not_be_written(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def story(log: AuditLog) -> None:
+        await log.begin(entry())
+        with monkeypatch.context() as patched:
+            patched.setattr(audit_files.os, "write", full)
+            for _ in range(audit.KEPT_FOR_LATER + 1):
+                log.add(entry(outcome="denied"))
+                with pytest.raises(NotPossible):
+                    await log.begin(entry())
+        await log.begin(entry())
+
+    monkeypatch.setattr(audit, "KEPT_FOR_LATER", 3)
+    house.tell(story)
+    told = [line["method"] for line in house.lines() if line["outcome"] != "begun"]
+    assert told.count("nexusd.gap") == 1 and len(told) == len(("start", "stop")) + 3
     assert house.findings() == []
 
 
