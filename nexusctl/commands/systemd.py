@@ -130,7 +130,10 @@ def _ran(command: list[str]) -> tuple[str, str]:
     words = " ".join(command)
     if shutil.which(command[0]) is None:
         return "skipped", f"{words}: it is not installed"
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    except subprocess.TimeoutExpired:  # a stop takes as long as the modules' own time-outs
+        return "failed", f"{words}: not done within {PATIENCE_S:g} s"
     return ("ran", words) if ran.returncode == 0 else ("failed", f"{words}: {clean(ran.stderr.strip())}")
 
 

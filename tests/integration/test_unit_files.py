@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nexusctl.commands import systemd as commands
 from nexusctl.unit_files import TEMPLATES, UNITS, unit_files
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,16 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     status, said = systemd("install", "--root", tmp_path)
     assert status == 1
     assert f"{tmp_path}/usr" in said
+
+
+def test_a_systemctl_that_takes_too_long_is_told_and_ends_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "systemctl"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(commands, "PATIENCE_S", 0.1)
+    assert commands._ran([str(slow), "stop"]) == ("failed", f"{slow} stop: not done within 0.1 s")
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(TEMPLATES.iterdir())])
