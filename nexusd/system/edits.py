@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from nexusd.domain.manifest import Manifest
 from nexusd.domain.module import Module
-from nexusd.system.manifests import MANIFEST, code_files, read_module
+from nexusd.system.manifests import MANIFEST, TooMuch, code_files, read_module
 
+MOST_ENTRIES = 2_000  # of the folder, whatever they are: 10 ms to list them
 MOST_FILES = 200
 MOST_BYTES = 2 * 2**20  # to read more would hold the loop: `nexusctl reload` reads it in a thread, and tells
 
@@ -30,8 +31,9 @@ class Edits:
         """Of a module that runs a copy of its code: whether its folder has something else than that."""
         if module.definition is None or module.gone:
             return False
-        marks = _marks(module.folder, module.definition.manifest)
-        if len(marks) > MOST_FILES or sum(size for _, size, _, _ in marks) > MOST_BYTES:
+        try:
+            marks = _marks(module.folder, module.definition.manifest)
+        except TooMuch:
             return module.pending is not None
         look = self._looks.get(module.id)
         if look is None or look.marks != marks:
@@ -41,9 +43,14 @@ class Edits:
 
 
 def _marks(folder: str, manifest: Manifest) -> _Marks:
-    """What a change of a file shows by, without reading it."""
-    files = [os.path.join(folder, MANIFEST), *sorted(code_files(folder, manifest))]
-    return tuple(_mark(file) for file in files[: MOST_FILES + 1])
+    """What a change of a file shows by, without reading it. Raises TooMuch."""
+    files = [os.path.join(folder, MANIFEST), *sorted(code_files(folder, manifest, MOST_ENTRIES))]
+    if len(files) > MOST_FILES:
+        raise TooMuch
+    marks = tuple(_mark(file) for file in files)
+    if sum(size for _, size, _, _ in marks) > MOST_BYTES:
+        raise TooMuch
+    return marks
 
 
 def _mark(file: str) -> tuple[str, int, int, int]:

@@ -10,6 +10,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from nexusd.domain.manifest import Definition, InvalidManifest, Manifest, parse_
 MANIFEST: Final = "module.toml"
 LARGEST_MANIFEST: Final = 2**20
 _PIECE: Final = 2**16
+_DEEPEST: Final = 100  # folders in folders; code lies in none deeper, and copies of it are made by recursion
 # tomllib takes time by the square of the parts of a key: 13 s for 40 kB of "a.a.a…". A match begins with a
 # word, so that the search itself takes no such time.
 _DEEP_KEY: Final = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
@@ -200,25 +202,45 @@ def _digest(folder: str, content: bytes, manifest: Manifest) -> str:
     return total.hexdigest()
 
 
-def code_files(folder: str, manifest: Manifest) -> set[str]:
-    """What counts as the module's code, beside its manifest."""
-    return {*_python_files(folder), *_named_files(folder, manifest.run.exec or ())}
+class TooMuch(Exception):
+    """A folder that holds more than the caller wants to look at."""
 
 
-def _python_files(folder: str) -> Iterator[str]:
-    """Neither links to folders nor virtual environments are followed: they are not the module's code."""
+def code_files(folder: str, manifest: Manifest, most_entries: int | None = None) -> set[str]:
+    """What counts as the module's code, beside its manifest. Raises TooMuch."""
+    return {*_python_files(folder, most_entries), *_named_files(folder, manifest.run.exec or ())}
+
+
+def _python_files(folder: str, most_entries: int | None) -> Iterator[str]:
+    """Neither links to folders nor virtual environments are followed: they are not the module's code.
+
+    Without recursion: a program can nest folders deeper than Python can call.
+    """
+    waiting, left = [folder], most_entries
+    while waiting:
+        entries = _entries(waiting.pop(), left)
+        if left is not None:
+            left -= len(entries)
+            if left < 0:
+                raise TooMuch
+        if any(entry.name == "pyvenv.cfg" for entry in entries):
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.path.count(os.sep) <= folder.count(os.sep) + _DEEPEST:
+                    waiting.append(entry.path)
+            elif entry.name.endswith(".py"):
+                yield entry.path
+
+
+def _entries(folder: str, left: int | None) -> list[os.DirEntry[str]]:
+    """Those that count, of the first few if `left` bounds them."""
     try:
         with os.scandir(folder) as listing:
-            entries = [entry for entry in listing if _is_counted(entry.name)]
+            looked_at = islice(listing, None if left is None else left + 1)
+            return [entry for entry in looked_at if _is_counted(entry.name)]
     except OSError:
-        return
-    if any(entry.name == "pyvenv.cfg" for entry in entries):
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _python_files(entry.path)
-        elif entry.name.endswith(".py"):
-            yield entry.path
+        return []
 
 
 def _named_files(folder: str, command: Iterable[str]) -> Iterator[str]:

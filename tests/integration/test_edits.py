@@ -68,3 +68,14 @@ def test_what_would_take_long_is_as_the_last_reload_found_it(
     (folder / "code.py").write_text("two = 2\n")
     assert not Edits().are_there(one)
     assert Edits().are_there(replace(one, pending=one.definition))
+
+
+def test_of_a_folder_with_more_than_is_listed_at_once_only_a_known_edit_is_told(folder: Path) -> None:
+    one, looked_at = module(folder), Edits()
+    (folder / "code.py").write_text("two = 2\n")
+    assert looked_at.are_there(one)
+    (folder / "data").mkdir()
+    for number in range(edits.MOST_ENTRIES):
+        (folder / "data" / str(number)).touch()
+    assert not looked_at.are_there(one)
+    assert looked_at.are_there(replace(one, pending=read_module(folder, "a/one").definition))

@@ -292,6 +292,25 @@ def test_code_that_can_not_be_read_changes_the_digest_and_raises_nothing(tmp_pat
     assert digest(folder) != before
 
 
+def test_folders_nested_deeper_than_python_can_call_are_looked_into_to_a_depth(tmp_path: Path):
+    folder = write_module(tmp_path, "a/b")
+    before, here = digest(folder), os.open(folder, os.O_RDONLY)
+    for depth in range(sys.getrecursionlimit() + 100):
+        os.mkdir("d", dir_fd=here)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+        if depth in (99, 100):
+            os.close(os.open("code.py", os.O_CREAT, dir_fd=here))
+            assert (digest(folder) != before) == (depth == 99)
+            (folder / "/".join("d" * (depth + 1)) / "code.py").unlink()
+    os.close(here)
+    try:
+        assert digest(folder) == before
+    finally:
+        subprocess.run(["rm", "-r", folder / "d"], check=True)  # shutil.rmtree can't either
+
+
 def test_five_hundred_modules_are_found_without_the_daemon_seeming_hung(tmp_path: Path):
     for number in range(500):
         folder = write_module(tmp_path, f"g{number % 5}/m{number}", f'version = "1.0"\n{GOOD}')
