@@ -542,10 +542,20 @@ class UniversalDaemon:
 
     async def _stop_modules(self) -> None:
         """In reverse order of dependency; each has its own time-out, so this ends."""
-        modules = self.supervisor.fleet.modules.values()
-        ids = tuple(module.id for module in modules if module.wanted or module.is_active)
+        modules = self.supervisor.fleet.modules
+        ids = tuple(id for id, module in modules.items() if module.wanted or module.is_active)
+        self.supervisor.observers.append(self._stop_again)
         self.supervisor.handle(Want(ids, False))
-        await self.supervisor.until(ids, _nothing_runs, None)
+        await self._until_nothing_runs()
+
+    async def _until_nothing_runs(self) -> None:
+        await self.supervisor.until(self.supervisor.fleet.modules, _nothing_runs, None)
+
+    def _stop_again(self, _before: Fleet, fleet: Fleet, touched: frozenset[str]) -> None:
+        """What a command starts that was let in before we left: else it would run, and we would wait, for ever."""
+        ids = tuple(id for id in touched if id in fleet.modules and fleet.modules[id].wanted)
+        if ids:
+            self.supervisor.handle(Want(ids, False))
 
     async def _hand_over(self, target: str) -> Handover:
         """Answer what is in flight, store what there is to store; the sockets go on listening."""
@@ -584,6 +594,8 @@ class UniversalDaemon:
 
     async def _close_inside(self) -> None:
         await self._door.close()
+        if not self._leaves_modules:
+            await self._until_nothing_runs()  # from here on no command can start anything
         self._is_running = False
         if self._leaves_modules:
             self._keeper.close()

@@ -7,11 +7,12 @@ import json
 import os
 import pwd
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from nexusctl.client import RpcError
+from nexusctl.client import Client, RpcError
 from tests.e2e.programs import DEAF, OBEDIENT, READY_LATER, SLEEPER
 from tests.running_nexus import BOUND_S, INTERPRETER, Fifo, Nexus, Status, is_alive, ticking, wait_gone
 
@@ -430,3 +431,21 @@ def test_a_crash_reads_as_its_end_and_its_restart_in_one_line_each(nexus: Nexus)
     told = [event for event in nexus.history("a/one") if event["seq"] > began]
     assert {event["kind"] for event in told} == {"replica.state", "module.state", "module.health"}
     assert [event["kind"] for event in told if not event["minor"]] == ["module.state"] * 2
+
+
+@pytest.mark.parametrize("command", ["start", "restart"])
+def test_a_start_that_was_let_in_before_the_end_keeps_nexusd_from_leaving_no_more(
+    nexus: Nexus, command: str
+) -> None:
+    folder = nexus.add_program("a/slow", SLEEPER, HAND_STARTED)
+    (folder / "large.py").touch()
+    os.truncate(folder / "large.py", 256 << 20)  # to look whether it was edited takes a while
+    nexus.start()
+    with Client(nexus.socket, timeout=BOUND_S) as watching:
+        watching.call("get_audit", {"follow": True})
+        asking = subprocess.Popen(nexus.ctl_command("--socket", str(nexus.socket), command, "a/slow"))
+        while watching.next_notification(timeout=BOUND_S)["record"]["method"] != f"{command}_module":
+            pass
+        nexus.kill(signal.SIGTERM)
+    asking.wait(BOUND_S)
+    assert not nexus.processes()
