@@ -27,7 +27,7 @@ from nexusd.keeper.memory import Memory
 from nexusd.keeper.nursery import Nursery
 from nexusd.keeper.probe import Probes
 from nexusd.keeper.protocol import Message
-from nexusd.keeper.run import Run, from_entry
+from nexusd.keeper.run import Run, from_entry, from_memory
 from nexusd.keeper.sweep import Sweep
 
 LEAF_RETRY_S = 0.2  # how often a leaf that the kernel does not give back is asked for again
@@ -143,7 +143,7 @@ class Keeper:
             self._memory.remove()
 
     def _entries(self) -> dict[str, Message]:
-        return {key: run.entry() for key, run in self._runs.items()}
+        return {key: run.remembered() for key, run in self._runs.items()}
 
     def _is_known(self, pid: int) -> bool:
         """Whether this child is no orphan that came to us."""
@@ -320,7 +320,7 @@ class Keeper:
     def _take_over(self, run: Run, log_fd: int | None, notify_fd: int) -> None:
         """Not our child: a pidfd tells its end, and whoever inherited it knows the status."""
         self._take_in(run, log_fd, notify_fd)
-        self._memory.run(run.entry())
+        self._memory.run(run.remembered())
         try:
             run.pidfd = os.pidfd_open(run.pid)
         except ProcessLookupError:
@@ -352,7 +352,7 @@ class Keeper:
 
     def _recover_run(self, entry: Message) -> None:
         try:
-            run = from_entry(entry, running=True)
+            run = from_memory(entry)
         except ValueError as error:
             _complain(f"{self._memory.path}: a run that can't be read: {error}")
             return
@@ -432,7 +432,10 @@ class Keeper:
         return moved
 
     def _take_notices(self, run: Run) -> None:
+        was_ready = run.is_ready
         if notices := run.take_notices():
+            if run.is_ready and not was_ready:  # there may be no nexusd to know it beside us
+                self._memory.run(run.remembered())
             self._nexusd.tell({"say": "notify", "run": run.key, "notices": notices})
 
 

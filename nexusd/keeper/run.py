@@ -44,8 +44,16 @@ class Run:
     ended: Message | None = None
 
     def entry(self) -> Message:
-        """What the journal keeps."""
+        """What another keeper needs to take it over."""
         return {name: getattr(self, name) for name in _ENTRY}
+
+    def remembered(self) -> Message:
+        """What the journal keeps: of all it has said the one word that it won't say again."""
+        return {**self.entry(), "ready": self.is_ready}
+
+    @property
+    def is_ready(self) -> bool:
+        return self.notices.get("READY") == "1"
 
     def told(self) -> Message:
         """The run as the table tells it."""
@@ -113,3 +121,9 @@ def from_entry(entry: Message, **more: Any) -> Run:
     """A run that an earlier keeper started. Raises ValueError for an entry that this version can't read."""
     check_fields("", entry, ENTRY)
     return Run(**{name: entry[name] for name in _ENTRY if name in entry}, is_child=False, **more)
+
+
+def from_memory(remembered: Message) -> Run:
+    """The same of what the journal kept."""
+    notices = {"READY": "1"} if remembered.get("ready") is True else {}
+    return from_entry(remembered, running=True, notices=notices)

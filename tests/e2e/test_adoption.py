@@ -57,6 +57,25 @@ def test_a_module_that_is_starting_gets_ready_while_nexusd_is_away_and_is_known_
     assert status["restarts"] == 0
 
 
+def test_that_it_got_ready_is_known_though_the_keeper_that_heard_it_was_killed_before_the_next_nexusd(
+    nexus: Nexus, gate: Fifo
+) -> None:
+    nexus.add_program("a/one", READY_LATER, "[start]\ntimeout = '1h'\n", run='ready = "notify"')
+    nexus.start()
+    assert nexus.bell.hear() == "begun"
+    pid, keeper = nexus.pid_of("a/one"), nexus.keeper_pid
+
+    nexus.kill()
+    gate.say()
+    for _ in ticking(BOUND_S, "the keeper does not hear it"):
+        if '"ready":true' in (nexus.runtime / "keeper.journal").read_text():
+            break
+    os.kill(keeper, signal.SIGKILL)
+    nexus.start()
+
+    assert nexus.until_state("a/one", "started")["instances"][0]["pid"] == pid
+
+
 def test_a_module_that_is_still_starting_is_waited_for_by_the_next_nexusd(nexus: Nexus, gate: Fifo) -> None:
     nexus.add_program("a/one", READY_LATER, run='ready = "notify"')
     nexus.start()
