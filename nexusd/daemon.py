@@ -4,15 +4,12 @@ It decides nothing about modules (the supervisor's domain does) and nothing abou
 """
 
 import asyncio
-import contextlib
-import fcntl
 import gc
 import logging
 import os
 import secrets
 import signal
 import socket
-import stat
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
@@ -54,6 +51,7 @@ from nexusd.system.copies import CodeCopies
 from nexusd.system.events import KEPT, EventLog
 from nexusd.system.fdstore import DescriptorStore
 from nexusd.system.figures import Figures
+from nexusd.system.folders import lock_folder, lock_path, make_folders
 from nexusd.system.handover import (
     Bound,
     Client,
@@ -120,10 +118,12 @@ class UniversalDaemon:
         config = self.config
         self._take_signals()
         become_subreaper()  # replicas whose keeper dies become ours, with their exit statuses
-        _make_folders(config)
+        make_folders(config.runtime, config.state, config.logs)
         held = self._handed.locks if self._handed else {}
-        places = [os.path.join(folder, "nexusd.lock") for folder in (config.runtime, config.state)]
-        self._locks = {place: lock_place(place, held.get(place)) for place in places}
+        self._locks = {
+            lock_path(folder): lock_folder(folder, held.get(lock_path(folder)))
+            for folder in (config.runtime, config.state)
+        }
         self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
         stderr_path = os.path.join(config.logs, "keeper.log")
         self._descriptors = DescriptorStore(
@@ -648,44 +648,3 @@ def _nothing_runs(fleet: Fleet) -> bool:
 def _is_stuck(module: Module) -> bool:
     running = (replica.state for replica in module.replicas if replica.run is not None)
     return all(isinstance(state, Stuck) for state in running)
-
-
-def _make_folders(config: Config) -> None:
-    """The runtime folder is passable, not readable: modules of other users reach their own sockets in it."""
-    _make_runtime(config.runtime)
-    for name in ("r", "config"):
-        os.makedirs(os.path.join(config.runtime, name), mode=0o711, exist_ok=True)
-    os.makedirs(config.state, mode=0o751, exist_ok=True)  # passable: copies of code lie in it
-    os.makedirs(config.logs, mode=0o750, exist_ok=True)
-
-
-def _make_runtime(folder: str) -> None:
-    os.makedirs(folder, mode=0o711, exist_ok=True)
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.getuid()):
-        raise NotPossible(f"{folder} is not a folder of {os.getuid()} or root", hint="nexusd --runtime DIR")
-
-
-def lock_place(path: str, held: int | None = None) -> int:
-    """One nexusd for a folder. The lock goes with the process, however it ends; held: it has it already.
-
-    Its owner's alone: who may read the file may lock it, and keep nexusd from starting.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if held is not None and os.path.samestat(os.fstat(held), os.fstat(descriptor)):
-        os.close(descriptor)
-        return held
-    os.fchmod(descriptor, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 20).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise NotPossible(
-            f"another nexusd (pid {holder}) uses {os.path.dirname(path)}",
-            hint="nexusctl status, or nexusd --runtime DIR --state DIR for a second one",
-        ) from None
-    with contextlib.suppress(OSError):  # on a full disk it is named no longer, and locked all the same
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor

@@ -9,9 +9,9 @@ import signal
 from typing import Any
 
 from nexusd.config import Config
-from nexusd.daemon import lock_place
 from nexusd.domain.errors import NotPossible
 from nexusd.keeper.client import KeeperClient
+from nexusd.system.folders import lock_folder
 
 WELCOME_S = 10.0
 TERM_S = 10.0  # until SIGKILL follows SIGTERM, as `[stop] timeout` has it where a module says nothing
@@ -25,7 +25,7 @@ async def sweep(config: Config) -> int:
         return 0
     if not any(os.path.exists(os.path.join(config.runtime, name)) for name in traces):
         return 0
-    lock = lock_place(os.path.join(config.runtime, "nexusd.lock"))
+    lock = lock_folder(config.runtime)
     try:
         return await _Sweep(config).run()
     finally:
