@@ -21,9 +21,9 @@ import msgspec
 from nexusd import __version__
 from nexusd.catalogue import Catalogue
 from nexusd.chaos import Conductor
-from nexusd.config import Config, InvalidConfig, Options, changed_since, read_config
+from nexusd.config import Config, Options, read_config
 from nexusd.domain import replacing
-from nexusd.domain.access import SecurityContext, authority
+from nexusd.domain.access import SecurityContext
 from nexusd.domain.errors import NexusError, NotPossible, ShuttingDown
 from nexusd.domain.events import Want
 from nexusd.domain.fleet import Fleet
@@ -70,6 +70,7 @@ from nexusd.system.logs import LogFolder
 from nexusd.system.notify import Given, Notifier
 from nexusd.system.processes import ReplicaProcesses
 from nexusd.system.store import SqliteStore
+from nexusd.terms import Terms
 
 if TYPE_CHECKING:
     from nexusd.rpc.server import RpcServer
@@ -96,18 +97,14 @@ class UniversalDaemon:
         self._handed = self._given.handed
         self.config = config or read_config(Options(), os.environ, os.getuid())
         self.exit_status = 0
-        self._most_unhealthy = self.config.health.most_unhealthy
-        try:
-            self._file_at_start = self._file_in_force = self._read_again()
-        except InvalidConfig:  # a configuration that was handed in, without a file
-            self._file_at_start = self._file_in_force = self.config
+        self._warnings: list[str] = []
+        self._terms = Terms(self.config, self.security_context, self._warn)
         self._started_at = time.monotonic()
         self._leaving = asyncio.Event()
         self._leaves_modules = False
         self._successor: Report | None = None
         self.handover: Handover | None = None  # when `run` has returned: for who takes this one's place
         self._reloading = asyncio.Lock()
-        self._warnings: list[str] = []
         self._door = Door(self._build_server)
         self._is_running = False
 
@@ -230,7 +227,7 @@ class UniversalDaemon:
             self._copies,
         )
         self._build_chaos()
-        self._grant(config)
+        self._terms.begin()
         self._under_way = CommandsUnderWay()
         here = Here(config.runtime, config.state, None if self._given.api else config.socket)
         self._replacement = Replacement(
@@ -253,26 +250,20 @@ class UniversalDaemon:
             lambda module_id: self._chaos.release(module_id, "the module is being reloaded")
         )
 
-    def _grant(self, config: Config) -> None:
-        self._grants = config.access.grants(os.getuid())
-        for role in self._grants.undefined_roles():
-            self._warn(f"{config.config_path}: there is no role {role}")
-        self._allow = authority(self._grants, self.security_context)
-
     def _identity(self) -> Identity:
         return Identity(
             __version__,
             os.getpid(),
             self._started_at,
             self.security_context,
-            lambda: self._grants,
+            lambda: self._terms.grants,
             lambda: {"pid": self._keeper.pid, "connected": self._keeper.connected},
             self._all_warnings,
             lambda: self._catalogue.paths,
             lambda: self._is_running,
             secrets.token_hex(8),
             _shown(self._handed) if self._handed else None,
-            lambda: self._most_unhealthy,
+            lambda: self._terms.most_unhealthy,
         )
 
     async def discover_and_load_modules(
@@ -401,7 +392,7 @@ class UniversalDaemon:
                 self._events,
                 self._checks,
                 self._containment,
-                lambda caller, wish: self._allow(caller, wish),
+                self._terms.authorise,
                 self._is_leaving,
                 self._audit,
                 self._web,
@@ -454,26 +445,10 @@ class UniversalDaemon:
         return [*told, *(["a reload of nexusd.toml"] if self._reloading.locked() and not told else [])]
 
     def _reload_config(self) -> dict[str, list[str]]:
-        """Who may do what, and what counts as ready. Folders and sockets stay as they are until the next start."""
-        try:
-            fresh = self._read_again()
-        except InvalidConfig as error:
-            if not os.path.exists(self.config.config_path):
-                return {"in_force": [], "waits_for_restart": []}
-            reason = "; ".join(str(fault) for fault in error.faults)
-            raise NotPossible(
-                "the configuration has faults, the one in force stays", reason=reason
-            ) from error
+        if (fresh := self._terms.fresh()) is None:
+            return {"in_force": [], "waits_for_restart": []}
         self._warnings.clear()
-        self._most_unhealthy = fresh.health.most_unhealthy
-        self._grant(fresh)
-        changes = changed_since(self._file_at_start, self._file_in_force, fresh)
-        self._file_in_force = fresh
-        return changes
-
-    def _read_again(self) -> Config:
-        """Without what the command line said, which is not told apart from the file in `config`."""
-        return read_config(Options(config=self.config.config_path), os.environ, os.getuid())
+        return self._terms.renew(fresh)
 
     # Callers in this process
 

@@ -21,6 +21,7 @@ LAYERS: dict[str, set[str]] = {
     "nexusd.keeper": {"nexusd.sdk"},
     "nexusd.ports": {"nexusd.domain"},
     "nexusd.config": {"nexusd.domain"},
+    "nexusd.terms": {"nexusd.domain", "nexusd.config"},
     "nexusd.supervisor": {"nexusd.domain", "nexusd.ports"},
     "nexusd.outcomes": {"nexusd.domain", "nexusd.ports"},
     "nexusd.experiments": {"nexusd.domain", "nexusd.ports"},
