@@ -1,26 +1,23 @@
-"""UniversalDaemon: the parts put together, and the order in which they come up and go down.
+"""UniversalDaemon: the order in which the parts come up and go down, and what a command asks of them all.
 
-It decides nothing about modules (the supervisor's domain does) and nothing about requests (`rpc`).
+It decides nothing about modules (the supervisor's domain does) and nothing about requests (`rpc`); which part gets
+which is `composition`'s.
 """
 
 import asyncio
 import gc
 import logging
 import os
-import secrets
 import signal
 import socket
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import Any
 
 from nexusd import __version__
-from nexusd.catalogue import Catalogue
-from nexusd.chaos import Conductor
+from nexusd.composition import Composition, Ground, Whole, api_server
 from nexusd.config import Config, Options, read_config
 from nexusd.domain import replacing
 from nexusd.domain.access import SecurityContext
@@ -28,29 +25,13 @@ from nexusd.domain.errors import NexusError, NotPossible, ShuttingDown
 from nexusd.domain.events import Want
 from nexusd.domain.fleet import Fleet
 from nexusd.domain.module import Module
-from nexusd.domain.replacing import Here, Report
+from nexusd.domain.replacing import Report
 from nexusd.domain.replica import Stuck
-from nexusd.keeper import host, protocol
-from nexusd.keeper.client import KeeperClient
-from nexusd.keeper.proctable import become_subreaper, is_any_stopped
-from nexusd.operations import Operations
-from nexusd.reexec import Replacement
+from nexusd.keeper import protocol
+from nexusd.keeper.proctable import become_subreaper
 from nexusd.rpc import endpoint
 from nexusd.rpc.door import Door, Params
-from nexusd.rpc.identity import Identity
 from nexusd.rpc.knock import knock
-from nexusd.rpc.under_way import CommandsUnderWay
-from nexusd.supervisor import Supervisor
-from nexusd.system.asking import Asking
-from nexusd.system.audit import AuditLog
-from nexusd.system.clock import LoopClock, LoopLag, Retries
-from nexusd.system.configs import ConfigFiles
-from nexusd.system.containment import contain
-from nexusd.system.control import ControlSockets
-from nexusd.system.copies import CodeCopies
-from nexusd.system.events import KEPT, EventLog
-from nexusd.system.fdstore import DescriptorStore
-from nexusd.system.figures import Figures
 from nexusd.system.folders import lock_folder, lock_path, make_folders
 from nexusd.system.handover import (
     Bound,
@@ -62,18 +43,8 @@ from nexusd.system.handover import (
     sockets_of,
     without_threads,
 )
-from nexusd.system.health_checks import HealthChecks
-from nexusd.system.herald import Herald
-from nexusd.system.http import HttpServer
-from nexusd.system.keeper_news import KeeperNews
-from nexusd.system.logs import LogFolder
-from nexusd.system.notify import Given, Notifier
-from nexusd.system.processes import ReplicaProcesses
-from nexusd.system.store import SqliteStore
+from nexusd.system.notify import Given
 from nexusd.terms import Terms
-
-if TYPE_CHECKING:
-    from nexusd.rpc.server import RpcServer
 
 log = logging.getLogger("nexusd")
 
@@ -99,14 +70,14 @@ class UniversalDaemon:
         self.exit_status = 0
         self._warnings: list[str] = []
         self._terms = Terms(self.config, self.security_context, self._warn)
-        self._started_at = time.monotonic()
         self._leaving = asyncio.Event()
         self._leaves_modules = False
         self._successor: Report | None = None
         self.handover: Handover | None = None  # when `run` has returned: for who takes this one's place
         self._reloading = asyncio.Lock()
-        self._door = Door(self._build_server)
         self._is_running = False
+        self._whole = self._as_whole()
+        self._door = Door(lambda: api_server(self._whole, self._parts))
 
     # Coming up
 
@@ -121,44 +92,30 @@ class UniversalDaemon:
             lock_path(folder): lock_folder(folder, held.get(lock_path(folder)))
             for folder in (config.runtime, config.state)
         }
-        self._store = SqliteStore(os.path.join(config.state, "nexus.db"))
-        stderr_path = os.path.join(config.logs, "keeper.log")
-        self._descriptors = DescriptorStore(
-            self._given.variables.get("NOTIFY_SOCKET", ""), self._given.stored
-        )
-        self._keeper = KeeperClient(
-            config.runtime,
-            stderr_path,
-            self._hear,
-            as_json=_json,
-            journald=config.daemon.journald,
-            soft_files=self._handed.soft_files if self._handed else None,
-            store=self._descriptors,
-        )
-        self._containment = contain(
-            config.daemon.cgroups, self._keeper.leaf
-        )  # the keeper is born in our leaf
-        self._keeper.open()  # first: it boots while the rest is read
-        try:
-            self._store.open()
-            if self._store.set_aside:
-                self._warn(f"the database was damaged and is set aside: {self._store.set_aside}")
-            self._open_audit()
-        except BaseException:
-            self._keeper.close()  # nobody is there yet to hear what it has to say
-            raise
-        self._build()
+        ground = Ground(config, self._given, self._hear)
+        ground.open(self._warn)
+        self._parts = Composition(self._whole, ground)
+        self._terms.begin()
+        if self._handed is not None:
+            self._parts.herald.takes_over(self._handed.was_ready)
         self._door.open()
 
-    def _open_audit(self) -> None:
-        config = self.config
-        self._audit = AuditLog(
-            os.path.join(config.logs, "audit"),
-            os.path.join(config.state, "audit.head"),
-            max_size=config.audit.max_size,
-            files=config.audit.files,
+    def _as_whole(self) -> Whole:
+        return Whole(
+            config=self.config,
+            given=self._given,
+            context=self.security_context,
+            terms=self._terms,
+            started_at=time.monotonic(),
+            daemon=self,
+            replaceable=self,
+            warn=self._warn,
+            warnings=self._all_warnings,
+            gave_up=self._gave_up,
+            cut_short=self._cut_short,
+            is_running=lambda: self._is_running,
+            is_leaving=self._is_leaving,
         )
-        self._audit.open(version=__version__)
 
     def _take_signals(self) -> None:
         """From the first moment on: a SIGTERM during the start ends what was started, too."""
@@ -168,104 +125,6 @@ class UniversalDaemon:
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # nothing is old yet; its default would end us
         let_signals_come()  # those that came while this one took the place of another
 
-    def _build(self) -> None:
-        config = self.config
-        self._logs = LogFolder(config.logs)
-        self._events = EventLog(self._store.append_events, self._store.events(KEPT))
-        self._configs = ConfigFiles(config.runtime)
-        self._copies = CodeCopies(config.state)
-        self._processes = ReplicaProcesses(
-            self._keeper,
-            config.runtime,
-            self._logs,
-            self._configs,
-            self._copies,
-            host.__file__,
-            self._containment,
-        )
-        self._processes.holds_back = True
-        self._clock = LoopClock(lambda: self.supervisor.expire_deadlines())
-        self.supervisor = Supervisor(self._processes, self._clock, self._gave_up)
-        self.supervisor.observers.append(self._events.observe)
-        notifier = Notifier(self._given.variables.get("NOTIFY_SOCKET", ""))
-        self._herald = Herald(notifier, self._given.watchdog_s, lambda: self.supervisor.fleet)
-        self.supervisor.observers.append(self._herald.observe)
-        if self._handed is not None:
-            self._herald.takes_over(self._handed.was_ready)
-        self._web = HttpServer()
-        self._figures = Figures()
-        self.supervisor.observers.append(self._figures.observe)
-        self._keeper.on_pong = self._figures.took_round_trip
-        self._lag = LoopLag(self._figures.lagged)
-        self._retries = Retries(self._store.try_again, self._audit.try_again)
-        self._news = KeeperNews(
-            self._processes, self.supervisor.handle, lambda: self.supervisor.fleet, self._events.add
-        )
-        self._control = ControlSockets(self._processes.socket_path)
-        self._checks = HealthChecks(
-            Asking(self._control, self._processes), self.supervisor.handle, lambda: self.supervisor.fleet
-        )
-        self.supervisor.observers.append(self._checks.observe)
-        self._catalogue = Catalogue(
-            config.modules,
-            self.supervisor,
-            self.security_context,
-            self._store.modules,
-            self._news.restored,
-            self._warn,
-            self._copies.holds,
-        )
-        self._operations = Operations(
-            self.supervisor,
-            self._store,
-            self._control,
-            self._logs,
-            self._configs,
-            self._catalogue.reread,
-            self._processes.signal_leader,
-            self._events.add,
-            self._copies,
-        )
-        self._build_chaos()
-        self._terms.begin()
-        self._under_way = CommandsUnderWay()
-        here = Here(config.runtime, config.state, None if self._given.api else config.socket)
-        self._replacement = Replacement(
-            self._given.command, self._given.variables, here, self._keeper, self._cut_short
-        )
-
-    def _build_chaos(self) -> None:
-        self._chaos_clock = LoopClock(lambda: self._chaos.expire())
-        self._chaos = Conductor(
-            self.supervisor,
-            self._keeper,
-            is_any_stopped,
-            self._store,
-            self._chaos_clock,
-            self._events,
-            self._events.add,
-        )
-        self.supervisor.observers.append(self._chaos.observe)
-        self._operations.before_reload.append(
-            lambda module_id: self._chaos.release(module_id, "the module is being reloaded")
-        )
-
-    def _identity(self) -> Identity:
-        return Identity(
-            __version__,
-            os.getpid(),
-            self._started_at,
-            self.security_context,
-            lambda: self._terms.grants,
-            lambda: {"pid": self._keeper.pid, "connected": self._keeper.connected},
-            self._all_warnings,
-            lambda: self._catalogue.paths,
-            lambda: self._is_running,
-            secrets.token_hex(8),
-            _shown(self._handed) if self._handed else None,
-            lambda: self._terms.most_unhealthy,
-        )
-
     async def discover_and_load_modules(
         self, paths: Iterable[str | Path] | EllipsisType | None = None
     ) -> None:
@@ -273,37 +132,32 @@ class UniversalDaemon:
 
         `paths` takes the place of the configured folders; `...`, as AEON's text has it, leaves those.
         """
+        parts = self._parts
         if paths is not None and not isinstance(paths, EllipsisType):
-            self._catalogue.paths = tuple(os.path.abspath(path) for path in paths)
-        found = await self._catalogue.discover()
+            parts.catalogue.paths = tuple(os.path.abspath(path) for path in paths)
+        found = await parts.catalogue.discover()
         if any(one.definition and one.definition.manifest.run.python for one in found):
-            self._keeper.warm()
+            parts.keeper.warm()
         await self._hear_welcome()
-        self._catalogue.load(found)
+        parts.catalogue.load(found)
         known = {one.id for one in found}
-        for module_id in self._news.forgotten(known):
-            self._processes.remember(module_id, None)
+        for module_id in parts.news.forgotten(known):
+            parts.processes.remember(module_id, None)
 
     async def _hear_welcome(self) -> None:
         try:
             async with asyncio.timeout(WELCOME_S):
-                await self._news.welcomed.wait()
+                await self._parts.news.welcomed.wait()
         except TimeoutError:
             raise NotPossible(f"the keeper has not answered for {WELCOME_S:g} s") from None
 
     async def start(self) -> None:
         """Adopt what runs, start what is wanted, open the API socket."""
-        config = self.config
+        config, parts = self.config, self._parts
         # First: where another nexusd answers, this one is refused before it has started anything.
         held = self._given.api
         self._bound = bound = None if held else self._bind()
-        self._processes.holds_back = False
-        self._news.begin()
-        self._clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
-        self._chaos_clock.start()
-        self._chaos.restore(self._store.experiments())
-        self._catalogue.start_wanted()
-        self._clear_away()
+        self._set_modules_going()
         self._server = await self._door.server()
         if held is not None:
             self._server.adopt(held)  # systemd's: its file is not ours to remove
@@ -311,23 +165,26 @@ class UniversalDaemon:
             await self._server.serve_bound(bound)
         self._is_running = True
         await self._take_over()
-        self._herald.serves(self._reach)
+        parts.herald.serves(self._reach)
         gc.freeze()  # what was imported stays: a full collection that went through it would hold the loop for 20 ms
-        self._lag.start()
-        self._retries.start()
+        parts.lag.start()
+        parts.retries.start()
         metrics = sockets_of(self._handed, config.metrics.listen) if self._handed else []
         if config.metrics.address is not None:
-            self._web.open(*config.metrics.address, metrics)
-        tree = self._containment.tree
-        log.info(
-            "modules run %s", tree.described() if tree else f"without cgroups: {self._containment.reason}"
-        )
-        log.info(
-            "nexusd %s serves %s, %d modules",
-            __version__,
-            config.socket,
-            len(self.supervisor.fleet.modules),
-        )
+            parts.web.open(*config.metrics.address, metrics)
+        log.info("modules run %s", parts.containment.described())
+        count = len(parts.supervisor.fleet.modules)
+        log.info("nexusd %s serves %s, %d modules", __version__, config.socket, count)
+
+    def _set_modules_going(self) -> None:
+        parts = self._parts
+        parts.processes.holds_back = False
+        parts.news.begin()
+        parts.clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
+        parts.chaos_clock.start()
+        parts.chaos.restore(parts.store.experiments())
+        parts.catalogue.start_wanted()
+        self._clear_away()
 
     def _bind(self) -> endpoint.Endpoint:
         if self._handed is not None and (api := self._handed.api) is not None:
@@ -343,16 +200,18 @@ class UniversalDaemon:
         away_ms = (time.monotonic() - handed.left_at) * 1000
         if handed.failure is None:
             way = f"{handed.version} → {__version__}, the API was away for {away_ms:.0f} ms"
-            self._events.add("daemon.taken_over", reason=way)
+            self._parts.events.add("daemon.taken_over", reason=way)
         else:
             self._warn(f"nexusd {handed.target} could not be executed: {handed.failure}")
-            self._events.add("daemon.reexec_failed", reason=f"{handed.version} goes on: {handed.failure}")
+            self._parts.events.add(
+                "daemon.reexec_failed", reason=f"{handed.version} goes on: {handed.failure}"
+            )
 
     async def _reach(self, patience_s: float) -> str | None:
         """What the loop could not reach in one pass; None: keeper and API have answered."""
         if self._successor is not None:
             return None  # what is asked on the API socket now, the next one answers
-        if not await self._keeper.answers(patience_s):
+        if not await self._parts.keeper.answers(patience_s):
             return f"the keeper has not answered for {patience_s:g} s"
         if self._given.api is not None and not os.path.exists(self.config.socket):
             # systemd holds the socket: no other nexusd could mend that, so it is no reason to be replaced.
@@ -368,53 +227,26 @@ class UniversalDaemon:
 
     def _clear_away(self) -> None:
         """What a nexusd that was killed left in the runtime folder: sockets and configurations of former runs."""
-        in_use = self._keeper.socket_paths()
+        parts = self._parts
+        in_use = parts.keeper.socket_paths()
         for entry in tuple(os.scandir(os.path.join(self.config.runtime, "r"))):
             if entry.path not in in_use:
                 os.unlink(entry.path)
-        self._containment.tidy(self._keeper.keys())
-        self._configs.tidy(self.supervisor.fleet.modules.values())
-        self._copies.tidy(self.supervisor.fleet.modules.values())
-
-    def _build_server(self) -> "RpcServer":
-        # Slow to import: the door has it done in a thread, and not before it is needed.
-        from nexusd.api import Parts, build_server  # noqa: PLC0415
-
-        return build_server(
-            Parts(
-                self.supervisor,
-                self._operations,
-                self._chaos,
-                self,
-                self,
-                self._identity(),
-                self._logs,
-                self._events,
-                self._checks,
-                self._containment,
-                self._terms.authorise,
-                self._is_leaving,
-                self._audit,
-                self._web,
-                self._figures,
-                self._keeper,
-                lambda run: self._processes.socket_path(run, "control"),
-                self._under_way,
-            ),
-            self.config.api,
-            audits_reads=self.config.audit.reads,
-        )
+        modules = parts.supervisor.fleet.modules.values()
+        parts.containment.tidy(parts.keeper.keys())
+        parts.configs.tidy(modules)
+        parts.copies.tidy(modules)
 
     async def reload(self) -> dict[str, Any]:
         """Read nexusd.toml and all manifests again."""
         async with self._reloading:  # of two at once, the one that read first could have the last word
             self._refuse_when_leaving()
-            with self._herald.reloading():
+            with self._parts.herald.reloading():
                 config = self._reload_config()
-                found = await self._catalogue.discover()
+                found = await self._parts.catalogue.discover()
                 self._refuse_when_leaving()  # a module that is started now would keep us from leaving
-                told = self._catalogue.refresh(found)
-        self._events.add("daemon.reloaded")
+                told = self._parts.catalogue.refresh(found)
+        self._parts.events.add("daemon.reloaded")
         return {**told, "config": config}
 
     def _is_leaving(self) -> bool:
@@ -427,21 +259,21 @@ class UniversalDaemon:
     async def reexec(self, force: bool, timeout_s: float | None) -> dict[str, Any]:
         """Have `run` end with a handover, once the installed nexusd has shown that it can take over."""
         self._refuse_when_leaving()
-        report = await self._replacement.try_out(force, timeout_s)
+        report = await self._parts.replacement.try_out(force, timeout_s)
         self._refuse_when_leaving()
         hold_signals_back()
         self._successor, self._grace_s = report, _FORCED_S if force else _GRACE_S
         self._left_at = time.monotonic()
         self._leaves_modules = True
         self._server.hold()  # whoever has heard the answer speaks to the next one
-        self._events.add("daemon.reexec", reason=f"{__version__} → {report.version}")
+        self._parts.events.add("daemon.reexec", reason=f"{__version__} → {report.version}")
         self._leaving.set()
         keeper = "stays" if report.keeper_protocol == protocol.VERSION else "is replaced"
         return {"reexec": True, "from": __version__, "to": report.version, "keeper": keeper}
 
     def _cut_short(self) -> list[str]:
-        experiments = {one.trial.id: one.module_id for one in self._chaos.register}
-        told = replacing.under_way(self.supervisor.fleet, self._under_way.all, experiments)
+        experiments = {one.trial.id: one.module_id for one in self._parts.chaos.register}
+        told = replacing.under_way(self._parts.supervisor.fleet, self._parts.under_way.all, experiments)
         return [*told, *(["a reload of nexusd.toml"] if self._reloading.locked() and not told else [])]
 
     def _reload_config(self) -> dict[str, list[str]]:
@@ -474,8 +306,8 @@ class UniversalDaemon:
         if self._successor is not None:
             self.handover = await self._hand_over(self._successor.version)
             return 0
-        self._herald.leave()
-        await self._chaos.leave()  # first: what is frozen does not hear that it is to stop
+        self._parts.herald.leave()
+        await self._parts.chaos.leave()  # first: what is frozen does not hear that it is to stop
         if not self._leaves_modules:
             await self._stop_modules()
         await self._close()
@@ -517,28 +349,31 @@ class UniversalDaemon:
 
     async def _stop_modules(self) -> None:
         """In reverse order of dependency; each has its own time-out, so this ends."""
-        modules = self.supervisor.fleet.modules
+        modules = self._parts.supervisor.fleet.modules
         ids = tuple(id for id, module in modules.items() if module.wanted or module.is_active)
-        self.supervisor.observers.append(self._stop_again)
-        self.supervisor.handle(Want(ids, False))
+        self._parts.supervisor.observers.append(self._stop_again)
+        self._parts.supervisor.handle(Want(ids, False))
         await self._until_nothing_runs()
 
     async def _until_nothing_runs(self) -> None:
-        await self.supervisor.until(self.supervisor.fleet.modules, _nothing_runs, None)
+        supervisor = self._parts.supervisor
+        await supervisor.until(supervisor.fleet.modules, _nothing_runs, None)
 
     def _stop_again(self, _before: Fleet, fleet: Fleet, touched: frozenset[str]) -> None:
         """What a command starts that was let in before we left: else it would run, and we would wait, for ever."""
         ids = tuple(id for id in touched if id in fleet.modules and fleet.modules[id].wanted)
         if ids:
-            self.supervisor.handle(Want(ids, False))
+            self._parts.supervisor.handle(Want(ids, False))
 
     async def _hand_over(self, target: str) -> Handover:
         """Answer what is in flight, store what there is to store; the sockets go on listening."""
-        was_ready = self._herald.hands_over(target)
-        self._lag.stop()
-        self._retries.stop()
-        self._checks.close()
-        clients, metrics = await asyncio.gather(self._server.hand_over(self._grace_s), self._web.hand_over())
+        was_ready = self._parts.herald.hands_over(target)
+        self._parts.lag.stop()
+        self._parts.retries.stop()
+        self._parts.checks.close()
+        clients, metrics = await asyncio.gather(
+            self._server.hand_over(self._grace_s), self._parts.web.hand_over()
+        )
         api = None
         if (bound := self._bound) is not None:
             api = Bound(bound.sock.detach(), str(bound.path), *bound.identity)
@@ -554,14 +389,14 @@ class UniversalDaemon:
             metrics_at=self.config.metrics.listen,
             locks=self._locks,
             clients=tuple(Client(fd, rest) for fd, rest in clients),
-            soft_files=self._keeper.soft_files,
+            soft_files=self._parts.keeper.soft_files,
         )
 
     async def _close(self) -> None:
-        self._lag.stop()
-        self._retries.stop()
-        self._web.close()
-        self._checks.close()
+        self._parts.lag.stop()
+        self._parts.retries.stop()
+        self._parts.web.close()
+        self._parts.checks.close()
         await self._server.close()
         await self._close_inside()
         for lock in self._locks.values():
@@ -572,22 +407,23 @@ class UniversalDaemon:
         if not self._leaves_modules:
             await self._until_nothing_runs()  # from here on no command can start anything
         self._is_running = False
+        parts = self._parts
         if self._leaves_modules:
-            self._keeper.close()
+            parts.keeper.close()
         else:
-            self._keeper.dismiss()
-        await self._events.flush()
-        self._store.close()
-        self._audit.close()
-        self._copies.close()
-        self._herald.close()
-        self._descriptors.close()
+            parts.keeper.dismiss()
+        await parts.events.flush()
+        parts.store.close()
+        parts.audit.close()
+        parts.copies.close()
+        parts.herald.close()
+        parts.descriptors.close()
 
     def _hear(self, message: dict[str, object]) -> None:
-        self._news.hear(message)
+        self._parts.news.hear(message)
 
     def _gave_up(self, module_id: str) -> None:
-        definition = self.supervisor.fleet.modules[module_id].definition
+        definition = self._parts.supervisor.fleet.modules[module_id].definition
         is_vital = definition is not None and definition.manifest.on_give_up == "exit"
         if is_vital and not self._leaving.is_set():
             log.error("%s has failed for good, and nexusd is not to go on without it", module_id)
@@ -595,25 +431,14 @@ class UniversalDaemon:
             self.shut_down()
 
     def _all_warnings(self) -> list[str]:
-        web = [self._web.trouble] if self._web.trouble else []
-        return [*self._warnings, *self._keeper.troubles, *self._store.troubles, *self._audit.troubles, *web]
+        parts = self._parts
+        web = [parts.web.trouble] if parts.web.trouble else []
+        return [*self._warnings, *parts.keeper.troubles, *parts.store.troubles, *parts.audit.troubles, *web]
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)
         if text not in self._warnings:
             self._warnings.append(text)
-
-
-def _shown(handed: Handover) -> dict[str, Any]:
-    """How this nexusd came to its place, for the status."""
-    return {"from": handed.version, "failure": handed.failure}
-
-
-def _json(message: dict[str, Any]) -> bytes:
-    try:
-        return msgspec.json.encode(message)
-    except UnicodeEncodeError:  # an environment may hold bytes that are no UTF-8
-        return protocol.as_json(message)
 
 
 def _nothing_runs(fleet: Fleet) -> bool:

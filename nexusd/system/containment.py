@@ -18,6 +18,9 @@ class Containment:
         self.reason = reason
         self.leaf_of = leaf_of
 
+    def described(self) -> str:
+        return self.tree.described() if self.tree else f"without cgroups: {self.reason}"
+
     @property
     def possible(self) -> frozenset[str]:
         """The limits that a leaf would hold."""

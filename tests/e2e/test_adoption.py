@@ -336,8 +336,8 @@ def test_no_line_is_lost_or_doubled_over_all_these_deaths(nexus: Nexus) -> None:
 # A nexusd that gives its keeper one second instead of ten.
 IMPATIENT = """
 from functools import partial
-from nexusd import __main__, daemon
-daemon.KeeperClient = partial(daemon.KeeperClient, hung_s=1.0)
+from nexusd import __main__, composition
+composition.KeeperClient = partial(composition.KeeperClient, hung_s=1.0)
 __main__.main()
 """
 
