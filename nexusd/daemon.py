@@ -9,7 +9,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
@@ -25,22 +24,17 @@ from nexusd.domain.errors import NexusError, NotPossible, ShuttingDown
 from nexusd.domain.events import Want
 from nexusd.domain.fleet import Fleet
 from nexusd.domain.module import Module
-from nexusd.domain.replacing import Report
 from nexusd.domain.replica import Stuck
 from nexusd.keeper import protocol
 from nexusd.keeper.proctable import become_subreaper
-from nexusd.rpc import endpoint
+from nexusd.place import Place, Successor
 from nexusd.rpc.door import Door, Params
 from nexusd.rpc.knock import knock
-from nexusd.system.folders import lock_folder, lock_path, make_folders
 from nexusd.system.handover import (
-    Bound,
-    Client,
     Handover,
     hold_signals_back,
     keep_for_successor,
     let_signals_come,
-    sockets_of,
     without_threads,
 )
 from nexusd.system.notify import Given
@@ -65,14 +59,14 @@ class UniversalDaemon:
         """given: by systemd, and by the nexusd that this process was before, see `system/notify.py`."""
         self.security_context = security_context or SecurityContext()
         self._given = given or Given()
-        self._handed = self._given.handed
         self.config = config or read_config(Options(), os.environ, os.getuid())
         self.exit_status = 0
         self._warnings: list[str] = []
         self._terms = Terms(self.config, self.security_context, self._warn)
         self._leaving = asyncio.Event()
         self._leaves_modules = False
-        self._successor: Report | None = None
+        self._place = Place(self.config, self._given)
+        self._successor: Successor | None = None
         self.handover: Handover | None = None  # when `run` has returned: for who takes this one's place
         self._reloading = asyncio.Lock()
         self._is_running = False
@@ -83,21 +77,15 @@ class UniversalDaemon:
 
     async def initialize(self) -> None:
         """Folders, lock, store and keeper. Raises NotPossible, store.Unusable, OSError."""
-        config = self.config
         self._take_signals()
         become_subreaper()  # replicas whose keeper dies become ours, with their exit statuses
-        make_folders(config.runtime, config.state, config.logs)
-        held = self._handed.locks if self._handed else {}
-        self._locks = {
-            lock_path(folder): lock_folder(folder, held.get(lock_path(folder)))
-            for folder in (config.runtime, config.state)
-        }
-        ground = Ground(config, self._given, self._hear)
+        self._place.lock()
+        ground = Ground(self.config, self._given, self._hear)
         ground.open(self._warn)
         self._parts = Composition(self._whole, ground)
         self._terms.begin()
-        if self._handed is not None:
-            self._parts.herald.takes_over(self._handed.was_ready)
+        if (handed := self._given.handed) is not None:
+            self._parts.herald.takes_over(handed.was_ready)
         self._door.open()
 
     def _as_whole(self) -> Whole:
@@ -154,24 +142,16 @@ class UniversalDaemon:
     async def start(self) -> None:
         """Adopt what runs, start what is wanted, open the API socket."""
         config, parts = self.config, self._parts
-        # First: where another nexusd answers, this one is refused before it has started anything.
-        held = self._given.api
-        self._bound = bound = None if held else self._bind()
+        self._place.bind()  # first: where another nexusd answers, this one is refused before it has started anything
         self._set_modules_going()
-        self._server = await self._door.server()
-        if held is not None:
-            self._server.adopt(held)  # systemd's: its file is not ours to remove
-        elif bound is not None:
-            await self._server.serve_bound(bound)
+        await self._place.serve(await self._door.server())
         self._is_running = True
-        await self._take_over()
+        await self._place.take_over(parts.events.add, self._warn)
         parts.herald.serves(self._reach)
         gc.freeze()  # what was imported stays: a full collection that went through it would hold the loop for 20 ms
         parts.lag.start()
         parts.retries.start()
-        metrics = sockets_of(self._handed, config.metrics.listen) if self._handed else []
-        if config.metrics.address is not None:
-            parts.web.open(*config.metrics.address, metrics)
+        self._place.serve_metrics(parts.web)
         log.info("modules run %s", parts.containment.described())
         count = len(parts.supervisor.fleet.modules)
         log.info("nexusd %s serves %s, %d modules", __version__, config.socket, count)
@@ -185,27 +165,6 @@ class UniversalDaemon:
         parts.chaos.restore(parts.store.experiments())
         parts.catalogue.start_wanted()
         self._clear_away()
-
-    def _bind(self) -> endpoint.Endpoint:
-        if self._handed is not None and (api := self._handed.api) is not None:
-            return endpoint.taken_over(api.fd, api.path, (api.device, api.inode))
-        return endpoint.bind(Path(self.config.socket), group=self.config.api.group)
-
-    async def _take_over(self) -> None:
-        """From the nexusd that this process was before: its clients, and the word of how it went."""
-        if (handed := self._handed) is None:
-            return
-        for client in handed.clients:
-            await self._server.take_in(socket.socket(fileno=client.fd), client.rest)
-        away_ms = (time.monotonic() - handed.left_at) * 1000
-        if handed.failure is None:
-            way = f"{handed.version} → {__version__}, the API was away for {away_ms:.0f} ms"
-            self._parts.events.add("daemon.taken_over", reason=way)
-        else:
-            self._warn(f"nexusd {handed.target} could not be executed: {handed.failure}")
-            self._parts.events.add(
-                "daemon.reexec_failed", reason=f"{handed.version} goes on: {handed.failure}"
-            )
 
     async def _reach(self, patience_s: float) -> str | None:
         """What the loop could not reach in one pass; None: keeper and API have answered."""
@@ -262,10 +221,9 @@ class UniversalDaemon:
         report = await self._parts.replacement.try_out(force, timeout_s)
         self._refuse_when_leaving()
         hold_signals_back()
-        self._successor, self._grace_s = report, _FORCED_S if force else _GRACE_S
-        self._left_at = time.monotonic()
+        self._successor = Successor(report.version, _FORCED_S if force else _GRACE_S, time.monotonic())
         self._leaves_modules = True
-        self._server.hold()  # whoever has heard the answer speaks to the next one
+        self._place.hold()
         self._parts.events.add("daemon.reexec", reason=f"{__version__} → {report.version}")
         self._leaving.set()
         keeper = "stays" if report.keeper_protocol == protocol.VERSION else "is replaced"
@@ -304,7 +262,7 @@ class UniversalDaemon:
         )
         await self._leaving.wait()
         if self._successor is not None:
-            self.handover = await self._hand_over(self._successor.version)
+            self.handover = await self._hand_over(self._successor)
             return 0
         self._parts.herald.leave()
         await self._parts.chaos.leave()  # first: what is frozen does not hear that it is to stop
@@ -365,49 +323,33 @@ class UniversalDaemon:
         if ids:
             self._parts.supervisor.handle(Want(ids, False))
 
-    async def _hand_over(self, target: str) -> Handover:
+    async def _hand_over(self, successor: Successor) -> Handover:
         """Answer what is in flight, store what there is to store; the sockets go on listening."""
-        was_ready = self._parts.herald.hands_over(target)
-        self._parts.lag.stop()
-        self._parts.retries.stop()
-        self._parts.checks.close()
-        clients, metrics = await asyncio.gather(
-            self._server.hand_over(self._grace_s), self._parts.web.hand_over()
-        )
-        api = None
-        if (bound := self._bound) is not None:
-            api = Bound(bound.sock.detach(), str(bound.path), *bound.identity)
+        parts = self._parts
+        was_ready = parts.herald.hands_over(successor.version)
+        self._look_no_more()
+        handover = await self._place.give_over(successor, parts.web, was_ready, parts.keeper.soft_files)
         await self._close_inside()
         await without_threads()
-        return Handover(
-            version=__version__,
-            target=target,
-            left_at=self._left_at,
-            was_ready=was_ready,
-            api=api,
-            metrics=metrics,
-            metrics_at=self.config.metrics.listen,
-            locks=self._locks,
-            clients=tuple(Client(fd, rest) for fd, rest in clients),
-            soft_files=self._parts.keeper.soft_files,
-        )
+        return handover
 
     async def _close(self) -> None:
+        self._look_no_more()
+        await self._place.leave(self._parts.web)
+        await self._close_inside()
+        self._place.unlock()
+
+    def _look_no_more(self) -> None:
         self._parts.lag.stop()
         self._parts.retries.stop()
-        self._parts.web.close()
         self._parts.checks.close()
-        await self._server.close()
-        await self._close_inside()
-        for lock in self._locks.values():
-            os.close(lock)
 
     async def _close_inside(self) -> None:
+        parts = self._parts
         await self._door.close()
         if not self._leaves_modules:
             await self._until_nothing_runs()  # from here on no command can start anything
         self._is_running = False
-        parts = self._parts
         if self._leaves_modules:
             parts.keeper.close()
         else:

@@ -43,6 +43,7 @@ LAYERS: dict[str, set[str]] = {
         "nexusd.reach",
     },
     "nexusd.system": {"nexusd.domain", "nexusd.ports", "nexusd.config"},  # of config the log's format only
+    "nexusd.place": {"nexusd.config", "nexusd.rpc", "nexusd.system"},
     "nexusd.catalogue": {"nexusd.domain", "nexusd.ports", "nexusd.supervisor", "nexusd.system"},
     "nexusd": {"nexusd"},
     "nexusctl": {"nexusd.domain.chain"},  # to prove an audit log without a daemon
