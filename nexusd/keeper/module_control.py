@@ -136,6 +136,8 @@ async def _result(hooks: Hooks, method: str, params: Any) -> Any:
             return {"text": hooks.metrics()}
         case "export_state":
             return await hooks.export_state()
+        case "ready":  # nobody answers here before it is
+            return {"ready": True}
         case "take_over":
             return {"taking_over": True}
     raise _Refused(_METHOD_NOT_FOUND, f"no such method: {method}")

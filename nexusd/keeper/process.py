@@ -283,6 +283,7 @@ class Keeper:
         self._close_gate(run)
         self._close_pipe(run)
         self._close_pidfd(run)
+        self._close_question(run)
         if run.notify is not None:
             self._loop.unwatch(run.notify.fileno())
             run.notify.close()
@@ -306,6 +307,12 @@ class Keeper:
             self._loop.unwatch(run.pidfd)
             os.close(run.pidfd)
             run.pidfd = -1
+
+    def _close_question(self, run: Run) -> None:
+        if run.asking is not None:
+            self._loop.unwatch(run.asking.fileno())
+            run.asking.close()
+            run.asking = None
 
     # Taking over from a keeper that died
 
@@ -369,6 +376,21 @@ class Keeper:
         if run.is_alive():
             self._held |= recovery.find_listening(run, self._held, _complain)
         self._take_over(run, pipe, recovery.bind_again(run.notify_path) if notify is None else notify)
+        if notify is None and not run.is_ready and run.ending is None and run.ended is None:
+            self._ask_whether_ready(run)
+
+    def _ask_whether_ready(self, run: Run) -> None:
+        run.asking = recovery.ask_whether_ready(run)
+        if run.asking is not None:
+            self._loop.watch(run.asking.fileno(), lambda: self._answered(run))
+
+    def _answered(self, run: Run) -> None:
+        assert run.asking is not None
+        is_ready = recovery.says_ready(run.asking)
+        self._close_question(run)
+        if is_ready and not run.is_ready:
+            run.notices["READY"] = "1"
+            self._tell_notices(run, {"READY": "1"}, got_ready=True)
 
     # Ends
 
@@ -434,9 +456,12 @@ class Keeper:
     def _take_notices(self, run: Run) -> None:
         was_ready = run.is_ready
         if notices := run.take_notices():
-            if run.is_ready and not was_ready:  # there may be no nexusd to know it beside us
-                self._memory.run(run.remembered())
-            self._nexusd.tell({"say": "notify", "run": run.key, "notices": notices})
+            self._tell_notices(run, notices, got_ready=run.is_ready and not was_ready)
+
+    def _tell_notices(self, run: Run, notices: dict[str, str], got_ready: bool) -> None:
+        if got_ready:  # there may be no nexusd to know it beside us
+            self._memory.run(run.remembered())
+        self._nexusd.tell({"say": "notify", "run": run.key, "notices": notices})
 
 
 def _complain(text: str) -> None:

@@ -1,12 +1,17 @@
 """What a keeper finds again of a run whose old keeper and nexusd died together: in /proc, and in the run itself."""
 
+import json
 import os
+import socket
 import stat
 from collections.abc import Callable, Container
 
 from nexusd.keeper import birth, proctable
 from nexusd.keeper.endpoints import notify_socket
 from nexusd.keeper.run import Run
+
+_IS_READY = b'{"jsonrpc":"2.0","id":1,"method":"ready"}\n'
+_ANSWER_BYTES = 4096
 
 
 def find_process(run: Run) -> bool:
@@ -52,3 +57,30 @@ def bind_again(path: str) -> int:
         owner = os.stat(path).st_uid
         os.unlink(path)
     return notify_socket(path, owner)
+
+
+def ask_whether_ready(run: Run) -> socket.socket | None:
+    """A question on its control socket: its READY=1 may lie in the notify socket that died. None: it can't be asked.
+
+    A run that is still starting answers when it is ready.
+    """
+    asking = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        asking.connect(run.control_path)
+        asking.sendall(_IS_READY)
+    except OSError:  # many others wait already for a run that accepts nobody, or it does not listen any more
+        asking.close()
+        return None
+    return asking
+
+
+def says_ready(asking: socket.socket) -> bool:
+    """What has come as the answer; a program that does not know the question is not known to be ready."""
+    try:
+        answer = json.loads(asking.recv(_ANSWER_BYTES))
+    except (OSError, ValueError, RecursionError):  # it hung up, or says what is no answer
+        return False
+    match answer:
+        case {"result": {"ready": True}}:
+            return True
+    return False

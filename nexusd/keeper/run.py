@@ -36,6 +36,7 @@ class Run:
     notify: socket.socket | None = None
     gate: socket.socket | None = None
     pidfd: int = -1
+    asking: socket.socket | None = None  # whether it is ready, see `recovery`
     notices: dict[str, str] = field(default_factory=dict)  # the last of each kind
     refusal: Message | None = None
     running: bool = False

@@ -35,6 +35,17 @@ signal.pause()
 """
 )
 
+# The same as a Python module; it rings when it has begun, and never again.
+READY_LATER_IN_PYTHON = """
+import asyncio, os
+from nexusd.sdk import Module
+class It(Module):
+    async def start(self):
+        with open(os.environ["BELL"], "a") as bell:
+            print("begun", file=bell)
+        await asyncio.to_thread(lambda: open(os.environ["GATE"]).read(1))
+"""
+
 # Does not end on SIGTERM before the gate opens.
 RELUCTANT = """#!/bin/sh
 trap 'echo asked >> "$BELL"; read -r _ < "$GATE"; exit 0' TERM

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.programs import COUNTER, OBEDIENT, READY_LATER, RELUCTANT, SLEEPER
+from tests.e2e.programs import COUNTER, OBEDIENT, READY_LATER, READY_LATER_IN_PYTHON, RELUCTANT, SLEEPER
 from tests.running_nexus import BOUND_S, INTERPRETER, Fifo, Nexus, is_alive, ticking, wait_gone
 
 
@@ -74,6 +74,35 @@ def test_that_it_got_ready_is_known_though_the_keeper_that_heard_it_was_killed_b
     nexus.start()
 
     assert nexus.until_state("a/one", "started")["instances"][0]["pid"] == pid
+
+
+def test_a_python_module_whose_word_that_it_is_ready_nobody_read_is_asked_again(
+    nexus: Nexus, gate: Fifo
+) -> None:
+    nexus.add_python("a/one", READY_LATER_IN_PYTHON, "[start]\ntimeout = '1h'\n")
+    nexus.start()
+    assert nexus.bell.hear() == "begun"
+    pid, keeper = nexus.pid_of("a/one"), nexus.keeper_pid
+
+    os.kill(keeper, signal.SIGSTOP)
+    nexus.kill()
+    gate.say()
+    (path,) = (nexus.runtime / "r").glob("*.control")
+    assert b"healthy" in _answer(path, b'{"jsonrpc":"2.0","id":1,"method":"health"}\n')  # so READY=1 was sent
+    os.kill(keeper, signal.SIGKILL)
+    wait_gone(keeper)
+    nexus.start()
+
+    status = nexus.until_state("a/one", "started")
+    assert (status["instances"][0]["pid"], status["restarts"]) == (pid, 0)
+
+
+def _answer(path: Path, question: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(BOUND_S)
+        sock.connect(str(path))
+        sock.sendall(question)
+        return sock.recv(4096)
 
 
 def test_a_module_that_is_still_starting_is_waited_for_by_the_next_nexusd(nexus: Nexus, gate: Fifo) -> None:

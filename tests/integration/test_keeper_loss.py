@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from kept import Kept, ThirdHolder, await_end, is_alive, open_fds, processes_of
 
-from nexusd.keeper import birth, proctable, protocol
+from nexusd.keeper import birth, proctable, protocol, recovery
 from nexusd.keeper.client import KeeperClient, restart_delay_s
 
 
@@ -290,6 +290,40 @@ def test_a_notice_that_no_keeper_has_read_is_told_by_the_next(kept: Kept) -> Non
     kept.kill_keeper()
     kept.until("lost")
     assert rows_of(kept.table())["one"]["notices"] == {"READY": "1"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_ready"),
+    [
+        (b'{"jsonrpc":"2.0","id":1,"result":{"ready":true}}\n', True),
+        (b'{"jsonrpc":"2.0","id":1,"result":{"ready":false}}\n', False),
+        (b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no such method"}}\n', False),
+        (b"[" * 4000, False),
+        (b"\xff\n", False),
+        (b"", False),
+    ],
+)
+def test_only_a_run_that_says_so_is_known_to_be_ready(answer: bytes, is_ready: bool) -> None:
+    ours, its = socket.socketpair()
+    with ours, its:
+        its.sendall(answer)
+        its.shutdown(socket.SHUT_WR)
+        assert recovery.says_ready(ours) is is_ready
+
+
+def test_a_run_that_never_answers_leaves_no_question_behind(kept: Kept) -> None:
+    kept.start("one", "/bin/sleep", "1000")
+    kept.settle()
+    kill_both(kept)
+    kept.connect()
+    tell(kept, "one", b"READY=1")
+    assert kept.until("notify", "one")["notices"] == {"READY": "1"}
+    before = open_fds(kept.keeper)
+    kept.kept.kill("one")
+    kept.until("exited", "one")
+    kept.kept.forget("one")
+    kept.settle()
+    assert open_fds(kept.keeper) == before - 4  # log, notify socket, pidfd and the question
 
 
 def test_a_third_holder_has_the_last_words_of_a_run_that_ended_while_both_were_dead(

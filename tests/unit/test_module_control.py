@@ -43,6 +43,7 @@ def ask(method: str, params: Any = None, state: Any = None) -> Any:
 def test_each_method_answers() -> None:
     assert ask("health")["result"] == {"status": "degraded", "reason": "tired"}
     assert ask("metrics")["result"] == {"text": "# metrics\n"}
+    assert ask("ready")["result"] == {"ready": True}
     assert ask("export_state", state={"count": 1})["result"] == {"count": 1}
     assert ask("configure", {"key": "a", "value": None})["result"] == {"applied": True}
 
