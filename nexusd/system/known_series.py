@@ -6,7 +6,7 @@ prometheus_client's parser takes 30 µs for a line, this one. Whatever is not ex
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from nexusd.system.metrics_text import number_text
+from nexusd.system.metrics_text import is_possible, number_text
 
 LONGEST = 16_384  # characters of a text that is remembered
 LONGEST_NUMBER = 32
@@ -26,6 +26,7 @@ class Block(NamedTuple):
 class _Shape(NamedTuple):
     text: tuple[str, ...]  # what was said, line by line, without values
     blocks: list[Block]  # what stands on the page, without values
+    suffixes: list[list[str]]  # of the names of its samples
 
 
 class KnownSeries:
@@ -45,7 +46,8 @@ class KnownSeries:
         said, _ = _split(text)
         if not all(map(_is_plain, said)):
             return
-        shape = _Shape(said, [one._replace(lines=tuple(map(_beginning, one.lines))) for one in blocks])
+        shaped = [one._replace(lines=tuple(map(_beginning, one.lines))) for one in blocks]
+        shape = _Shape(said, shaped, [[_suffix(one, line) for line in one.lines] for one in shaped])
         if _filled(shape, text) == blocks:
             self._shapes[key] = shape
 
@@ -59,10 +61,15 @@ def _filled(shape: _Shape, text: str) -> list[Block] | None:
     if said != shape.text or len(values) != sum(len(block.lines) for block in shape.blocks):
         return None
     try:
-        numbers = map(_number, values)
+        told = iter(values)
         return [
-            block._replace(lines=[f"{beginning} {next(numbers)}\n" for beginning in block.lines])
-            for block in shape.blocks
+            block._replace(
+                lines=[
+                    f"{beginning} {_number(next(told), suffix)}\n"
+                    for beginning, suffix in zip(block.lines, suffixes, strict=True)
+                ]
+            )
+            for block, suffixes in zip(shape.blocks, shape.suffixes, strict=True)
         ]
     except ValueError:
         return None
@@ -88,8 +95,15 @@ def _beginning(line: str) -> str:
     return line.rpartition(" ")[0]
 
 
-def _number(value: str) -> str:
+def _suffix(block: Block, beginning: str) -> str:
+    return beginning.partition("{")[0].removeprefix(block.name)
+
+
+def _number(value: str, suffix: str) -> str:
     """As the parser takes it. Raises ValueError for what only that can judge."""
     if "_" in value or len(value) > LONGEST_NUMBER:
         raise ValueError(value)
-    return number_text(float(value))
+    number = float(value)
+    if not is_possible(suffix, number):
+        raise ValueError(value)
+    return number_text(number)

@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_fd_to_metric_families
 
 from nexusd.system.known_series import Block, KnownSeries
-from nexusd.system.metrics_text import LABEL_NAME, METRIC_NAME, TYPES, Page, labels_text, line
+from nexusd.system.metrics_text import LABEL_NAME, METRIC_NAME, TYPES, Page, is_possible, labels_text, line
 
 MOST_SAMPLES = 10_000  # of one replica
 MOST_FAMILIES = 1000  # the head of each costs as much as several samples
@@ -157,6 +157,8 @@ class Merging:
                 lines.append(line(sample.name, labels, sample.value))
             except OverflowError:  # hundreds of digits: to the parser an int
                 raise Refused("invalid") from None
+            if not is_possible(sample.name.removeprefix(metric.name), sample.value):
+                raise Refused("invalid")
         return lines
 
 

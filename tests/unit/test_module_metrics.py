@@ -119,6 +119,11 @@ def test_a_sample_of_one_family_is_no_family_of_another() -> None:
         ("# TYPE a_total_total counter\na_total_total 1\n", "invalid"),
         ("nexus_ready 0\n", "conflict"),
         ("# TYPE a gauge\na " + "9" * 400 + "\n", "invalid"),
+        ("# TYPE a_total counter\na_total NaN\n", "invalid"),
+        ("# TYPE a counter\na -1\n", "invalid"),
+        ('# TYPE a histogram\na_bucket{le="+Inf"} NaN\na_count 1\na_sum 1\n', "invalid"),
+        ('# TYPE a histogram\na_bucket{le="+Inf"} 1.5\na_count 1.5\na_sum 1\n', "invalid"),
+        ("# TYPE a summary\na_count 1\na_sum NaN\n", "invalid"),
     ],
 )
 def test_what_a_module_gets_wrong_is_counted_and_spoils_nothing(text: str, reason: str) -> None:
@@ -241,7 +246,7 @@ HISTOGRAM = """\
 job_seconds_bucket{kind="a b",le="1.0"} %s
 job_seconds_bucket{kind="a b",le="+Inf"} 5
 job_seconds_count{kind="a b"} 5
-job_seconds_sum{kind="a b"} NaN
+job_seconds_sum{kind="a b"} 7.5
 plain %s
 """
 
@@ -270,6 +275,8 @@ def test_series_that_are_known_are_read_without_the_parser_and_say_the_same() ->
         GOOD.replace("3.0", "three"),
         GOOD.replace("} 3.0", "}"),
         GOOD.replace("3.0", "9" * 400),
+        GOOD.replace("3.0", "NaN"),
+        GOOD.replace("3.0", "-1"),
         "",
     ],
 )
@@ -279,6 +286,15 @@ def test_whatever_else_has_changed_is_parsed_anew(text: str) -> None:
     again, fresh = Merged((ONE, text), known=known), Merged((ONE, text))
     assert again.parsed == [ONE]
     assert (again.text(), again.errors) == (fresh.text(), fresh.errors)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-1", "1.5"])
+def test_a_known_series_takes_no_value_that_its_type_does_not_have(value: str) -> None:
+    known = KnownSeries()
+    Merged((ONE, HISTOGRAM % (3, 1)), known=known)
+    again = Merged((ONE, HISTOGRAM % (value, 1)), known=known)
+    assert again.errors == {(ONE, "invalid"): 1}
+    assert "job_seconds" not in again.text()
 
 
 @pytest.mark.parametrize(
