@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -101,23 +102,41 @@ def _definitions(module: Module) -> Iterable[Definition]:
 
 
 def _mirror(source: str, target: str, code: Collection[str]) -> None:
-    """A folder of the same owner and mode with copies of the code and links to the rest."""
-    os.mkdir(target)
+    """A folder of the same owner and mode with copies of the code and links to the rest.
+
+    Ours alone until it is whole: nobody looks into it, or puts anything there, before that.
+    """
+    os.mkdir(target, 0o700)
     for entry in os.scandir(source):
         place = os.path.join(target, entry.name)
         if entry.path in code:
-            shutil.copyfile(entry.path, place)
-            _belong(entry.path, place)
+            _copy_file(entry.path, place)
         elif entry.is_dir(follow_symlinks=False) and any(one.startswith(f"{entry.path}/") for one in code):
             _mirror(entry.path, place, code)
         elif entry.name != "__pycache__":
             os.symlink(entry.path, place)
-    _belong(source, target)
+    folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _belong(os.stat(source), folder)
+    finally:
+        os.close(folder)
 
 
-def _belong(source: str, target: str) -> None:
+def _copy_file(source: str, target: str) -> None:
+    """Of a link to code what it leads to; a fifo that has come into its place is not waited for."""
+    with (
+        open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as given,
+        open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as copy,
+    ):
+        found = os.fstat(given.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{source} is no file")
+        shutil.copyfileobj(given, copy)
+        _belong(found, copy.fileno())
+
+
+def _belong(found: os.stat_result, descriptor: int) -> None:
     """The module's user must be able to read it, and nobody else who could not."""
-    found = os.stat(source)
     if os.getuid() == 0:
-        os.chown(target, found.st_uid, found.st_gid)
-    os.chmod(target, found.st_mode & 0o7777)
+        os.fchown(descriptor, found.st_uid, found.st_gid)
+    os.fchmod(descriptor, found.st_mode & 0o7777)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import IO
 
 import pytest
 from msgspec.structs import replace
@@ -105,6 +106,29 @@ def test_a_copy_is_no_more_open_to_others_than_the_folder(folder: Path, copies: 
     keep(copies, read(folder))
     copy = copied(copies, read(folder))
     assert (copy.stat().st_mode & 0o777, (copy / "one.py").stat().st_mode & 0o777) == (0o700, 0o640)
+
+
+def test_a_copy_is_nobody_elses_while_it_is_made(
+    folder: Path, copies: CodeCopies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: set[int] = set()
+
+    def look(given: IO[bytes], copy: IO[bytes]) -> None:
+        modes.add(os.fstat(copy.fileno()).st_mode & 0o777)
+        place = Path(f"/proc/self/fd/{copy.fileno()}").resolve()
+        modes.add(place.parent.stat().st_mode & 0o777)
+        copy.write(given.read())
+
+    monkeypatch.setattr(code_copies.shutil, "copyfileobj", look)
+    keep(copies, read(folder))
+    assert copies.kept(read(folder)) is not None
+    assert modes == {0o600, 0o700}
+
+
+def test_what_has_become_a_fifo_meanwhile_is_neither_waited_for_nor_copied(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="is no file"):
+        code_copies._copy_file(str(tmp_path / "fifo"), str(tmp_path / "copy"))
 
 
 def test_copies_that_nobody_needs_are_removed(folder: Path, copies: CodeCopies) -> None:
