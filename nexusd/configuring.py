@@ -24,6 +24,7 @@ from nexusd.supervisor import Supervisor
 log = logging.getLogger("nexusd.operations")
 
 CONFIGURE_TIMEOUT_S = 5.0
+ENDING_S = 1.0  # from a process that answers no more to the word that it has ended
 RELOAD_PATIENCE = Patience(timeout_s=30.0)
 
 
@@ -118,14 +119,29 @@ class Configuring:
     async def _tell_replicas(
         self, module: Module, name: str, value: Any, told: list[str], key: ConfigKey
     ) -> None:
-        for replica in module.current:
-            if isinstance(replica.state, Started):
-                told.append(replica.state.run)
-                try:
-                    await self._tell_run(replica.state.run, name, value, key)
-                except BadValue:  # who refuses keeps the old value, and need not be told it
-                    told.pop()
+        for run in [one.run for one in module.current if one.run is not None]:
+            if not _is_started(self._supervisor.fleet, module.id, run):
+                continue
+            told.append(run)
+            try:
+                await self._tell_run(run, name, value, key)
+            except BadValue:  # who refuses keeps the old value, and need not be told it
+                told.pop()
+                raise
+            except NexusError:
+                if not await self._ends(module.id, run):
                     raise
+                told.pop()  # what comes after it reads the value, or is told it
+
+    async def _ends(self, module_id: str, run: str) -> bool:
+        """Whether it is being stopped, or has ended; its control socket may tell before the keeper does."""
+        try:
+            await self._supervisor.until(
+                [module_id], lambda fleet: not _is_started(fleet, module_id, run), ENDING_S
+            )
+        except TimeoutError:
+            return False
+        return True
 
     def _tell_late_ones(self, module_id: str, name: str, told: Collection[str]) -> None:
         """Who was starting has read its values already, and hears of no other before it is started."""
@@ -187,6 +203,11 @@ class Configuring:
         elif key.apply == "reload":
             self._supervisor.handle(Renewal(module_id, module.definition, beside=True))
         return key.apply
+
+
+def _is_started(fleet: Fleet, module_id: str, run: str) -> bool:
+    replica = _with_run(fleet.modules.get(module_id), run)
+    return replica is not None and isinstance(replica.state, Started)
 
 
 def _with_run(module: Module | None, run: str) -> Replica | None:

@@ -25,6 +25,11 @@ def journal_identifier(module_id: str) -> str:
     return f"nexus/{module_id}"
 
 
+def replica_name(key: str) -> str:
+    """What people call the replica whose process it is."""
+    return key.partition("@")[0]
+
+
 def token(key: str) -> str:
     return key.rpartition("~")[2]
 

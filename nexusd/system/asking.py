@@ -57,11 +57,10 @@ class Asking:
         return await self._module_itself(replica, timeout_s)
 
     async def _module_itself(self, replica: Replica, timeout_s: float) -> Said:
-        run = replica.run or ""
         try:
-            answer = await self._control.ask(run, "health", {}, timeout_s)
+            answer = await self._control.ask(replica.run or "", "health", {}, timeout_s)
         except NexusError as error:
-            return Said("unhealthy", str(error).removeprefix(f"{run}: "))
+            return Said("unhealthy", str(error).removeprefix(f"{replica.name}: "))
         status = answer.get("status") if isinstance(answer, dict) else None
         if status not in _WORDS:
             return Said("unhealthy", f"its answer to health has no status: {answer!r:.80}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nexusd.domain.errors import BadValue, NotPossible, TimedOut
+from nexusd.domain.runs import replica_name
 
 LONGEST_ANSWER = 1 << 20
 ACCEPT_S = 0.05
@@ -20,16 +21,17 @@ class ControlSockets:
         self._socket_path = socket_path
 
     async def ask(self, run: str, method: str, params: Mapping[str, Any], timeout_s: float) -> Any:
+        name = replica_name(run)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._ask(self._socket_path(run, "control"), method, params)
         except TimeoutError:
-            raise TimedOut(f"{run}: no answer to {method} within {timeout_s:g} s") from None
+            raise TimedOut(f"{name}: no answer to {method} within {timeout_s:g} s") from None
         except OSError as error:
-            raise NotPossible(f"{run}: its control socket is out of reach: {error.strerror}") from error
+            raise NotPossible(f"{name}: its control socket is out of reach: {error.strerror}") from error
         except ValueError:  # the reader's limit
             raise NotPossible(
-                f"{run}: its answer to {method} is longer than {LONGEST_ANSWER} bytes"
+                f"{name}: its answer to {method} is longer than {LONGEST_ANSWER} bytes"
             ) from None
 
     async def _ask(self, path: str, method: str, params: Mapping[str, Any]) -> Any:

@@ -244,7 +244,7 @@ CONTROL = Check(control=True)
         ({"status": "degraded"}, Said("degraded", "it says that it is degraded")),
         ({"status": "degraded", "reason": "x" * 900_000}, Said("degraded", "x" * 300 + "…")),
         ({"status": "unhealthy", "reason": ["x"]}, Said("unhealthy", "it says that it is unhealthy")),
-        (TimedOut(f"{RUN}: no answer to health within 2 s"), Said("unhealthy", "no answer to health within 2 s")),
+        (TimedOut("vitals/one#0: no answer to health within 2 s"), Said("unhealthy", "no answer to health within 2 s")),
         (NotPossible("the module does not answer health"), Said("unhealthy", "the module does not answer health")),
     ],
 )  # fmt: skip

@@ -103,6 +103,11 @@ async def asked(place: Path, timeout_s: float = 0.05) -> Awaitable[Any]:
     return await sockets(place).ask("one", "health", {}, timeout_s)
 
 
+def test_what_is_said_of_a_run_names_the_replica(place: Path) -> None:
+    with pytest.raises(NotPossible, match=r"^a/p#1: its control socket is out of reach: No such file"):
+        asyncio.run(sockets(place).ask("a/p#1@10~0332822d", "configure", {}, 1.0))
+
+
 def test_a_run_that_is_gone_is_out_of_reach(place: Path) -> None:
     with pytest.raises(NotPossible, match="out of reach: No such file"):
         asyncio.run(asked(place))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from nexusd import configuring
 from nexusd.domain import events
 from nexusd.domain.errors import (
     BadValue,
@@ -23,7 +24,8 @@ from tests.house import AT_ONCE, BUS, ECHO, FULL, GREETER, IMPATIENT, KEYS, PATI
 
 
 @pytest.fixture
-def house() -> House:
+def house(monkeypatch: pytest.MonkeyPatch) -> House:
+    monkeypatch.setattr(configuring, "ENDING_S", 0.01)
     return House()
 
 
@@ -641,6 +643,50 @@ def test_what_one_replica_refuses_is_taken_back_from_those_already_told(house):
     ]
     assert (house.store.values, house.module(ECHO).configured) == ({}, {})
     assert house.configs.files == {f"{ECHO}.1": {}}
+
+
+@pytest.mark.parametrize("is_told_first", [True, False])
+def test_a_replica_that_ends_while_it_is_told_a_value_refuses_nothing(house, monkeypatch, is_told_first):
+    monkeypatch.setattr(configuring, "ENDING_S", 10.0)
+    house.put(ECHO, config=KEYS, replicas=2)
+    house.is_running(ECHO)
+    house.tell(ECHO, events.Ready, index=1)
+
+    def end() -> None:
+        house.exits(ECHO, index=0)
+
+    async def ask(run, *_: Any) -> Any:
+        if run.startswith(f"{ECHO}#0@"):
+            end() if is_told_first else asyncio.get_running_loop().call_soon(end)
+            raise NotPossible(f"{ECHO}#0: its control socket is out of reach: Connection refused")
+        return {"applied": True}
+
+    house.control.ask = ask
+    assert outcome(house.operations.configure(ECHO, "rate", 20))["applied"] == "live"
+    assert house.store.values == {(ECHO, "rate"): 20}
+
+
+def test_a_replica_that_is_stopped_before_its_turn_comes_is_told_nothing(house):
+    house.put(ECHO, config=KEYS, replicas=2)
+    house.is_running(ECHO)
+    house.tell(ECHO, events.Ready, index=1)
+    asked = []
+
+    async def ask(run, *_: Any) -> Any:
+        asked.append(run.partition("@")[0])
+        house.supervisor.handle(Scale(ECHO, 1))
+        return {"applied": True}
+
+    house.control.ask = ask
+    outcome(house.operations.configure(ECHO, "rate", 20))
+    assert asked == [f"{ECHO}#0"]
+
+
+def test_a_replica_that_runs_and_cannot_be_told_refuses_the_value(house):
+    house.is_running(BUS, ECHO)
+    house.control.refusals[f"{ECHO}#0", 20] = NotPossible("out of reach")
+    assert str(refusal(NotPossible, house.operations.configure(ECHO, "rate", 20))) == "out of reach"
+    assert house.store.values == {}
 
 
 def test_what_the_store_refuses_is_taken_back(house):
