@@ -54,11 +54,14 @@ class Launcher:
     def _fork(self, run: Run, launch: dict[str, Any], fds: list[int]) -> None:
         for newborn in self._nursery.newborns("python" in launch):
             run.pid, run.gate = newborn
+            run.begun = False
             self._identify(run)
             try:
                 if run.leaf:  # while it waits: so its first instruction is in there, and all that it forks
                     leaf.move(run.leaf, run.pid)
                 birth.launch(newborn, launch, fds)
+                run.begun = True
+                self._memory.run(run.entry())
                 return
             except OSError as error:
                 newborn.gate.close()

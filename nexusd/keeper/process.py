@@ -365,6 +365,9 @@ class Keeper:
             return
         if not run.pid and not recovery.find_process(run):
             return  # its keeper died before it had begun
+        if not run.begun and not recovery.has_begun(run):
+            self._leave_leaf(run)
+            return  # the same, and the pid was known already: nexusd hears of neither, and begins again
         kept = self._kept.pop(run.key, None)
         pipe, notify = kept or (None, None)
         if pipe is None and run.is_alive():

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Container
 
 from nexusd.keeper import birth, proctable
@@ -12,6 +13,7 @@ from nexusd.keeper.run import Run
 
 _IS_READY = b'{"jsonrpc":"2.0","id":1,"method":"ready"}\n'
 _ANSWER_BYTES = 4096
+_BIRTH_S = 1.0  # from the gate to the module's own code, or to the end of a child whose keeper is gone
 
 
 def find_process(run: Run) -> bool:
@@ -20,6 +22,21 @@ def find_process(run: Run) -> bool:
         if named == run.key and process.session == process.pid:
             run.pid, run.start_ticks = process.pid, process.start_ticks
             return True
+    return False
+
+
+def has_begun(run: Run) -> bool:
+    """Whether a process that was at its gate when its keeper died, or just let through, goes on as the module.
+
+    It ends where it is, or bears the run's key soon; one that shows neither is taken for the module. One that came
+    through and has ended already is taken for unborn: it would have to do both before the next keeper is there.
+    """
+    over = time.monotonic() + _BIRTH_S
+    while run.is_alive():
+        if proctable.stray(run.process()).run == run.key or time.monotonic() > over:
+            run.begun = True
+            return True
+        time.sleep(0.005)
     return False
 
 

@@ -15,7 +15,7 @@ NOTICE_BYTES = 4096
 _NOTICES_AT_ONCE = 64
 # Of what sd_notify(3) knows: no module can fill our memory with words of its own.
 _NOTICES = frozenset(("READY", "STATUS", "WATCHDOG", "RELOADING", "STOPPING", "MONOTONIC_USEC", "ERRNO"))
-_ENTRY = ("key", "pid", "start_ticks", "log", "notify_path", "control_path", "pipe", "listening", "leaf")
+_ENTRY = (*ENTRY, "pipe", "listening", "leaf", "begun")
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +31,7 @@ class Run:
         default_factory=list
     )  # names of the sockets that it has from descriptor 3 up
     leaf: str = ""  # its cgroup, where it has one
+    begun: bool = True  # whether its process was told what to be, or is about to run without being told
     is_child: bool = True
     log_fd: int = -1
     notify: socket.socket | None = None

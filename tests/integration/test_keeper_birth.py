@@ -206,7 +206,7 @@ def test_folder_and_umask_are_as_promised(kept: Kept, way: str) -> None:
 def test_limits_hold_in_the_run_and_the_soft_one_is_what_nexusd_was_started_with(
     kept: Kept, way: str
 ) -> None:
-    soft, hard = kept.kept._soft_files, look(kept, way)["files"][1]
+    soft, hard = kept.kept.soft_files, look(kept, way)["files"][1]
     assert look(kept, way, key="two")["files"] == [soft, hard]
     seen = look(kept, way, key="three", limits={"files": 64, "memory": 512 << 20})
     assert (seen["files"], seen["memory"]) == ([64, hard], [512 << 20, 512 << 20])
