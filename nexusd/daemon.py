@@ -167,10 +167,14 @@ class UniversalDaemon:
         self._clear_away()
 
     async def _reach(self, patience_s: float) -> str | None:
-        """What the loop could not reach in one pass; None: keeper and API have answered."""
+        """What the loop could not reach in one pass; None: keeper and API have answered.
+
+        A keeper that is lost is being replaced, with growing pauses: another nexusd could do no more.
+        """
         if self._successor is not None:
             return None  # what is asked on the API socket now, the next one answers
-        if not await self._parts.keeper.answers(patience_s):
+        keeper = self._parts.keeper
+        if keeper.connected and not await keeper.answers(patience_s):
             return f"the keeper has not answered for {patience_s:g} s"
         if self._given.api is not None and not os.path.exists(self.config.socket):
             # systemd holds the socket: no other nexusd could mend that, so it is no reason to be replaced.

@@ -98,6 +98,26 @@ def test_a_nexusd_at_work_is_left_alone_by_its_watchdog(running: Service) -> Non
     assert running.main_pid == main
 
 
+def test_a_nexusd_whose_keepers_die_one_after_the_other_is_left_alone_and_so_are_its_clients(
+    running: Service,
+) -> None:
+    """The pauses before it starts yet another come to be longer than the watchdog's patience."""
+    before, main, keeper = running.replicas(), running.main_pid, 0
+    with running.client() as client:
+
+        def another() -> int:
+            found = client.call("get_status")["keeper"]
+            return found["pid"] if found["connected"] and found["pid"] != keeper else 0
+
+        for _ in range(8):
+            keeper = running.machine.await_("another keeper is connected", another)
+            running.kill(keeper)
+        lost = time.monotonic()
+        running.machine.await_("another keeper is connected", another)
+    assert time.monotonic() - lost > 2
+    assert (running.main_pid, running.replicas()) == (main, before)
+
+
 def test_a_socket_file_that_somebody_removed_is_told_and_nobody_is_killed_for_it(running: Service) -> None:
     main = running.main_pid
     running.machine.run("rm", "/run/nexus.sock")
