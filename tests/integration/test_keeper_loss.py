@@ -15,6 +15,7 @@ from kept import Kept, ThirdHolder, await_end, is_alive, open_fds, processes_of
 
 from nexusd.keeper import birth, proctable, protocol, recovery
 from nexusd.keeper.client import KeeperClient, restart_delay_s
+from tests.kernel import PIDFDS_TELL
 
 
 @pytest.fixture
@@ -125,8 +126,6 @@ def test_a_run_that_ended_together_with_its_keeper_is_told_with_its_status(kept:
     assert os.waitstatus_to_exitcode(ended["status"]) == 9
 
 
-# Since Linux 6.15 a pidfd tells how its process ended, whoever reaped it.
-PIDFDS_TELL = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
 NINE = 9 << 8 if PIDFDS_TELL else None
 
 

@@ -5,12 +5,12 @@ Their programs are bash alone: between two lines they wait without a process of 
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.kernel import PIDFDS_TELL
 from tests.systemd.service import Service, Status
 
 _BEGIN = "#!/bin/bash\nexec {nothing}<> <(:)\npause() { read -rt $1 -u $nothing; }\nn=0\n"
@@ -19,9 +19,6 @@ _SLOW_END = "trap 'pause 0.2; echo \"$$ end $n\"; exit 7' TERM\n"
 _READY = "pause 0.15\nsystemd-notify --ready\n"
 _LINES = 'while :; do echo "$$ $((n + 1))"; n=$((n + 1)); pause 0.02; done\n'
 _LOG = '[log]\nmax_size = "16K"\nfiles = 100\n'  # so that rotation is among what a kill finds
-
-# Since Linux 6.15 a pidfd tells how its process ended, whoever reaped it.
-PIDFDS_TELL = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
 
 STEADY, SLOW, LEAVING, RENEWED, CRASHER = "a/steady", "a/slow", "a/leaving", "a/renewed", "a/crasher"
 RUNNING, STARTING, STOPPING, RELOADING = "running", "starting", "stopping", "being reloaded"
