@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -201,6 +202,17 @@ class Machine:
 
     def journal(self, lines: int = 40) -> str:
         return "\n" + self.try_run("journalctl", "--no-pager", "-n", lines, "-o", "short-monotonic").stdout
+
+    @contextmanager
+    def debugged(self) -> Iterator[Callable[[str], str]]:
+        """Meanwhile systemd logs each word that it hears, and each change of a state: of a unit, with its own words."""
+        last = self.run("journalctl", "--no-pager", "-n", "1", "-o", "cat", "--show-cursor").splitlines()[-1]
+        after = f"--after-cursor={last.removeprefix('-- cursor: ')}"
+        self.run("systemctl", "log-level", "debug")
+        try:
+            yield lambda unit: self.run("journalctl", "--no-pager", "-o", "cat", after, "-u", unit)
+        finally:
+            self.run("systemctl", "log-level", "info")
 
     def await_(self, what: str, look: Callable[[], T], bound_s: float = BOUND_S) -> T:
         """What `look` sees as soon as it sees something; systemd's states have no event to wait for from outside."""

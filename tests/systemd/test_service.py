@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 
 import pytest
 
@@ -91,6 +92,31 @@ def test_a_reload_finds_new_modules_and_leaves_the_service_active(service: Servi
         lambda: service.machine.shown(UNIT, "StatusText") == "2/2 modules healthy",
     )
     assert service.main_pid == pid
+
+
+@pytest.mark.parametrize("command", ["reload", "systemctl reload"])
+def test_systemd_is_told_when_a_reload_began_and_takes_it_for_over_no_sooner_than_nexusd_does(
+    service: Service, command: str
+) -> None:
+    service.module("a/one")
+    service.start()
+    with service.machine.debugged() as told:
+        before_us = time.monotonic_ns() // 1000
+        if command == "reload":
+            service.nexusctl("reload")
+        else:
+            service.systemctl("reload", UNIT)
+        after_us = time.monotonic_ns() // 1000
+        over = "Changed reload -> running"
+        service.machine.await_("the reload is over", lambda: over in told(UNIT))
+    (began,) = re.findall(r"RELOADING=1, MONOTONIC_USEC=(\d+)", told(UNIT))
+    assert before_us <= int(began) <= after_us
+    words = ("RELOADING=1", "Changed running -> reload", "(READY=1", over)
+    places = [told(UNIT).rindex(word) for word in words]
+    if command == "systemctl reload":  # it is systemd that began
+        places[:2] = reversed(places[:2])
+    assert places == sorted(places), told(UNIT)
+    assert service.machine.shown(UNIT, "SubState") == "running"
 
 
 def test_a_faulty_configuration_fails_the_reload_and_nothing_else(service: Service) -> None:

@@ -11,6 +11,7 @@ import pytest
 from nexusctl.client import RpcError
 from nexusctl.unreachable import Unreachable
 from tests.systemd.booted import BOUND_S
+from tests.systemd.population import SCENES, Population
 from tests.systemd.service import NEXUSCTL, UNIT, Service
 
 QUICK = "[Service]\nWatchdogSec=2s\nTimeoutAbortSec=2s\n"
@@ -83,6 +84,32 @@ def test_after_it_a_nexusd_that_hangs_is_still_replaced_by_its_watchdog(upgraded
     service.await_other_main(main)
     service.machine.await_active(UNIT)
     assert service.replicas() == before
+
+
+def test_after_it_the_death_of_nexusd_and_keeper_both_loses_nothing(service: Service) -> None:
+    """systemd has what the former version gave it, and what this one did: lines, words and ends of modules."""
+    population = Population(service)
+    service.start()
+    population.settled()
+    version = f"9.{time.monotonic_ns()}"
+    service.upgrade(version)
+    try:
+        service.nexusctl("reexec")
+        for scene in SCENES:
+            population.begin(scene)
+            main = service.main_pid
+            service.machine.run("kill", "-9", main, service.keeper_pid)
+            service.await_other_main(main)
+            service.await_keeper()
+            population.end(scene)
+            population.restore(scene)
+        assert service.read("get_status")["version"] == version
+        assert population.restarts() == 0
+        service.nexusctl("shutdown")
+        service.machine.await_active(UNIT, "inactive")
+        assert population.lines_lost() == 0
+    finally:
+        service.downgrade()
 
 
 def test_systemd_takes_it_for_a_reload_also_while_a_module_is_starting(service: Service) -> None:
