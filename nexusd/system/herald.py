@@ -143,7 +143,11 @@ class Herald:
                 log.warning(
                     "the event loop was %.1f s late; the watchdog ends nexusd after %g s", late_s, watchdog_s
                 )
-            missed = await reach(interval_s)
+            try:
+                missed = await reach(interval_s)
+            except Exception:  # a border: who stops beating is killed, and nobody would know why
+                log.exception("no word to the watchdog: the pass met a defect")
+                continue
             if missed is None:
                 self._notifier.say("WATCHDOG=1")
             else:

@@ -115,6 +115,27 @@ def test_the_watchdog_hears_nothing_while_something_cannot_be_reached(
     assert "no word to the watchdog: the keeper has not answered" in caplog.text
 
 
+def test_a_pass_that_meets_a_defect_is_told_with_its_traceback_and_the_next_one_counts(
+    ear: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        desk = Desk(ear, watchdog_s=0.15)
+        defects = [RuntimeError("nobody thought of this")]
+
+        async def reach(_patience_s: float) -> str | None:
+            if defects:
+                raise defects.pop()
+            return None
+
+        desk.herald.serves(reach)
+        await desk.hears("WATCHDOG=1")
+        assert defects == []
+        desk.herald.close()
+
+    asyncio.run(story())
+    assert "the pass met a defect" in caplog.text and "nobody thought of this" in caplog.text
+
+
 def test_who_takes_over_feeds_the_watchdog_from_the_start_and_is_ready_as_soon_as_it_serves(
     ear: socket.socket,
 ) -> None:
