@@ -27,6 +27,7 @@ _LEAVE_S = 2.0  # how long a dismissed keeper may take to hear of it
 # replaced at once; one that can't live is not to take the whole of a processor.
 _RESTART_S = (0.0, 0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 _FORGOTTEN_S = 20.0
+_ON_REQUEST = 0  # the id of a ping that somebody waits for; that of the others is when they were sent
 log = logging.getLogger("nexusd.keeper")
 
 
@@ -292,7 +293,7 @@ class KeeperClient:
             return False
         asked, self._ponged = self._ponged, self._ponged or asyncio.Event()
         if asked is None:
-            self._say({"say": "ping", "id": 0})
+            self._say({"say": "ping", "id": _ON_REQUEST})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await self._ponged.wait()
@@ -422,12 +423,14 @@ class KeeperClient:
 
     def _pong(self, message: Message) -> None:
         self.troubles = list(message["troubles"])
+        if message["id"] == _ON_REQUEST:
+            if self._ponged is not None:
+                self._ponged.set()
+                self._ponged = None
+            return
         if self.on_pong is not None and self._asked_at is not None:
             self.on_pong(time.monotonic() - self._asked_at)
         self._asked_at = None
-        if self._ponged is not None:
-            self._ponged.set()
-            self._ponged = None
 
     def _take_count(self, message: Message) -> None:
         self._written = {**self._written, **message["written"]}

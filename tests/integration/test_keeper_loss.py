@@ -513,6 +513,24 @@ def test_a_keeper_that_answers_is_left_alone_however_long_nexusd_itself_hung() -
         assert kept.keeper == former and is_alive(former)
 
 
+def test_the_answer_that_somebody_waits_for_is_not_taken_for_that_of_another_ping() -> None:
+    with Kept() as kept:
+        trips: list[float] = []
+        kept.kept.on_pong = trips.append
+        os.kill(kept.keeper, signal.SIGSTOP)
+        kept.do(_ping(kept.kept))
+        kept.kept._take({"say": "pong", "id": 0, "troubles": []}, [])
+        assert trips == [] and kept.kept._asked_at is not None
+        os.kill(kept.keeper, signal.SIGCONT)
+        kept.wait(lambda: trips)
+        assert kept.kept._asked_at is None and kept.do(kept.kept.answers(20.0))
+        assert len(trips) == 1
+
+
+async def _ping(client: KeeperClient) -> None:
+    client._ping()
+
+
 async def _open(client: KeeperClient) -> None:
     client.open()
 
