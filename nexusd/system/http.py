@@ -128,10 +128,13 @@ class HttpServer:
         self._on_close()
 
     async def hand_over(self) -> tuple[int, ...]:
-        """As `close`, but those who have connected are answered, and the sockets go on listening: copies of them."""
+        """As `close`, but those who have connected are answered, and the sockets go on listening: copies of them.
+
+        None where no descriptor is free: whoever comes next binds them anew.
+        """
         loop = asyncio.get_running_loop()
         sockets = [sock.fileno() for server in self._servers for sock in server.sockets]
-        copies = tuple(map(os.dup, sockets))
+        copies = _copies(sockets)
         for number in sockets:
             loop.remove_reader(number)
         for _ in range(_PASSES):
@@ -186,6 +189,20 @@ class HttpServer:
         except Exception:  # the border: a client gets no traceback, and the server goes on
             log.exception("%s cannot be made", request.path)
             return Response(b"nexusd's log says why\n", status=500)
+
+
+def _copies(descriptors: Sequence[int]) -> tuple[int, ...]:
+    """Of all, or of none."""
+    copies: list[int] = []
+    try:
+        for number in descriptors:
+            copies.append(os.dup(number))
+    except OSError as error:
+        log.warning("the metrics' port is not handed over: %s", error.strerror)
+        for number in copies:
+            os.close(number)
+        return ()
+    return tuple(copies)
 
 
 def _in_words(error: OSError) -> str:

@@ -1,6 +1,7 @@
 """The small HTTP server on a real port: what is a request, and how much of its time a client gets."""
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -288,3 +289,25 @@ def test_a_page_that_comes_to_no_end_does_not_keep_the_port_from_being_handed_ov
         writer.close()
 
     play(story)
+
+
+def test_where_no_descriptor_is_free_the_port_is_let_go_and_can_be_bound_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_free(_number: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def story(server: HttpServer, port: int) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "dup", none_free)
+            assert await server.hand_over() == ()
+        following = HttpServer()
+        following.offer({"/hello": hello}, lambda: None)
+        following.open("127.0.0.1", port)
+        while not following.ports:
+            await asyncio.sleep(0)
+        assert (await said(port, b"GET /hello HTTP/1.1\r\n\r\n"))[0] == "HTTP/1.1 200 OK"
+        following.close()
+
+    play(story)
+    assert "the metrics' port is not handed over: Too many open files" in caplog.text
