@@ -103,10 +103,12 @@ class Conductor:
     def restore(self, stored: Iterable[StoredExperiment]) -> None:
         """Take over the reports; undo what a nexusd that was killed left in the middle."""
         for one in stored:
-            if one.lease is None:
+            if one.lease is not None:
+                self._undo(one.number, one.report, one.lease)
+            elif chaos_report.is_whole(one.report):
                 self.register.keep(one.number, one.report)
             else:
-                self._undo(one.number, one.report, one.lease)
+                log.error("the report of experiment %d is damaged: passed over", one.number)
 
     async def leave(self) -> None:
         """Before the modules are stopped: roll all back, and wait until it is seen to be."""
@@ -200,9 +202,9 @@ class Conductor:
 
     async def _close_unread(self, number: int, shown: Report) -> None:
         """Another version wrote the lease. Whom it hit stands in the report, too."""
-        for target in shown.get("targets", ()):
-            self._hands.signal(target["run"], signal.SIGCONT)
-        if shown:  # else it is damaged as well
+        for run in chaos_report.runs_hit(shown):
+            self._hands.signal(run, signal.SIGCONT)
+        if chaos_report.is_whole(shown):  # else it is damaged as well
             shown = chaos_report.interrupted(shown, time.time())
             self.register.keep(number, shown)
         try:

@@ -102,19 +102,34 @@ def plan(trial: Trial) -> dict[str, Any]:
     return {"dry_run": True, **{name: shown[name] for name in kept}, "targets": targets}
 
 
+_OF_A_LINE = (
+    "id",
+    "experiment",
+    "module_id",
+    "phase",
+    "requested_by",
+    "injected_at",
+    "detected_s",
+    "recovered_s",
+    "verdict",
+)
+
+
 def line(shown: dict[str, Any]) -> dict[str, Any]:
     """A report as a row of a list."""
-    kept = (
-        "id",
-        "experiment",
-        "module_id",
-        "phase",
-        "requested_by",
-        "injected_at",
-        "detected_s",
-        "recovered_s",
-    )
-    return {**{name: shown[name] for name in kept}, "verdict": shown["verdict"]}
+    return {name: shown[name] for name in _OF_A_LINE}
+
+
+def is_whole(shown: dict[str, Any]) -> bool:
+    """Whether it can be listed: a bit that fell over in the store may have cost it a name."""
+    return shown.keys() >= set(_OF_A_LINE)
+
+
+def runs_hit(shown: dict[str, Any]) -> list[str]:
+    """As far as it can be read."""
+    targets = shown.get("targets", ())
+    hit = [target.get("run") for target in targets if isinstance(target, dict)]
+    return [run for run in hit if isinstance(run, str)]
 
 
 def interrupted(shown: dict[str, Any], at: float) -> dict[str, Any]:

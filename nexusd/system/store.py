@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -111,34 +112,53 @@ class SqliteStore:
         self._database.close()
 
     def modules(self) -> dict[str, StoredModule]:
-        found: dict[str, StoredModule] = {}
-        for module_id, started in self._database.execute("SELECT module_id, started FROM wanted"):
-            found.setdefault(module_id, StoredModule()).started = bool(started)
-        for module_id, count in self._database.execute("SELECT module_id, count FROM replicas"):
-            found.setdefault(module_id, StoredModule()).count = count
-        rows = self._database.execute("SELECT module_id, key, CAST(value AS BLOB) FROM configured")
-        for module_id, key, raw in rows:
+        found: defaultdict[str, StoredModule] = defaultdict(StoredModule)
+        for module_id, started in self._numbers("wanted", "started"):
+            found[module_id].started = bool(started)
+        for module_id, count in self._numbers("replicas", "count"):
+            found[module_id].count = count
+        columns = "CAST(module_id AS BLOB), CAST(key AS BLOB), CAST(value AS BLOB)"
+        for *names, raw in self._rows(f"SELECT {columns} FROM configured"):
+            module_id, key = map(_text, names)
             for value in _readable(raw, f"{module_id} {key}"):
-                found.setdefault(module_id, StoredModule()).configured[key] = value
-        return found
+                found[module_id].configured[key] = value
+        return dict(found)
+
+    def _numbers(self, table: str, column: str) -> Iterator[tuple[str, int]]:
+        """By module."""
+        number = f"CASE typeof({column}) WHEN 'integer' THEN {column} END"
+        for raw, found in self._rows(f"SELECT CAST(module_id AS BLOB), {number} FROM {table}"):
+            if found is None or found < 0:
+                _pass_over(f"{column} of {_text(raw)}")
+            else:
+                yield _text(raw), found
 
     def events(self, most: int) -> list[dict[str, Any]]:
         """The last events, oldest first."""
         newest_first = "SELECT seq, CAST(event AS BLOB) FROM events ORDER BY seq DESC LIMIT ?"
-        rows = self._database.execute(newest_first, (most,)).fetchall()
-        return [event for seq, raw in reversed(rows) for event in _readable(raw, f"event {seq}")]
+        rows = self._rows(newest_first, most)
+        return [
+            {**event, "seq": seq} for seq, raw in reversed(rows) for event in _object(raw, f"event {seq}")
+        ]
 
     def experiments(self) -> list[StoredExperiment]:
-        """The last ones, oldest first, and all with a lease."""
-        rows = self._database.execute(
-            "SELECT number, CAST(report AS BLOB), lease FROM experiments ORDER BY number"
+        """The last ones, oldest first, and all with a lease: also with one that can't be read, empty then."""
+        rows = self._rows(
+            "SELECT number, CAST(report AS BLOB), CAST(lease AS BLOB) FROM experiments ORDER BY number"
         )
         found = []
         for number, raw, lease in rows:
-            report = next(_readable(raw, f"experiment {number}"), None)
+            report = next(_object(raw, f"experiment {number}"), None)
             if report or lease is not None:  # what is to be undone does not need its report
-                found.append(StoredExperiment(number, report or {}, lease))
+                found.append(StoredExperiment(number, report or {}, None if lease is None else _lease(lease)))
         return found
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Text is asked for as a BLOB: where it is no UTF-8, SQLite gives nothing of the table. Raises Unusable."""
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise Unusable(database.in_words(self._path, error)) from error
 
     async def save_wanted(self, wanted: Mapping[str, bool]) -> None:
         rows = [(module_id, int(started)) for module_id, started in wanted.items()]
@@ -217,5 +237,29 @@ def _readable(raw: bytes, what: str) -> Iterator[Any]:
     """The JSON value, or nothing: a bit that fell over need not cost more than its row."""
     try:
         yield json.loads(raw)
-    except ValueError:
-        log.warning("%s can't be read from the database: passed over", what)
+    except (ValueError, RecursionError):
+        _pass_over(what)
+
+
+def _object(raw: bytes, what: str) -> Iterator[dict[str, Any]]:
+    for value in _readable(raw, what):
+        if isinstance(value, dict):
+            yield value
+        else:
+            _pass_over(what)
+
+
+def _pass_over(what: str) -> None:
+    log.error("%s can't be read from the database: passed over", what)
+
+
+def _text(raw: bytes) -> str:
+    """A name that is damaged is nobody's, and can be told."""
+    return raw.decode(errors="replace")
+
+
+def _lease(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return ""

@@ -171,6 +171,46 @@ def test_a_row_that_cannot_be_read_costs_no_other(path: Path) -> None:
     store.close()
 
 
+NO_TEXT = "CAST(x'ff7b' AS TEXT)"
+DAMAGES = [
+    f"UPDATE wanted SET module_id = {NO_TEXT} WHERE module_id = 'test/two'",
+    f"UPDATE wanted SET started = {NO_TEXT} WHERE module_id = 'test/two'",
+    f"INSERT INTO replicas VALUES ('test/two', {NO_TEXT})",
+    "INSERT INTO replicas VALUES ('test/two', -3)",
+    f"INSERT INTO configured VALUES ({NO_TEXT}, 'bad', '1')",
+    f"INSERT INTO configured VALUES ('test/two', {NO_TEXT}, '1')",
+    f"INSERT INTO configured VALUES ('test/two', 'bad', {NO_TEXT})",
+    "INSERT INTO events VALUES (501, '17')",
+    f"INSERT INTO experiments VALUES (2, {NO_TEXT}, NULL)",
+    f"INSERT INTO experiments VALUES (2, '{{}}', {NO_TEXT})",
+    "INSERT INTO experiments VALUES (2, '17', NULL)",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_is_damaged_in_a_row_the_others_are_read(path: Path, damage: str) -> None:
+    fill(path)
+    with closing(opened(path)) as store:
+        asyncio.run(store.save_experiment(1, {"id": "kill-1"}, None))
+        store._database.execute(damage)
+        modules, experiments = store.modules(), store.experiments()
+        assert modules["test/one"] == StoredModule(started=True, configured={"key": "a value"})
+        assert modules.get("test/two", StoredModule()).count is None
+        assert store.events(2)[-1]["seq"] == 500
+        assert experiments[0] == StoredExperiment(1, {"id": "kill-1"}, None)
+
+
+def test_a_lease_that_is_no_text_is_a_lease_all_the_same(store: SqliteStore) -> None:
+    asyncio.run(store.save_experiment(1, {"id": "freeze-1"}, "what to undo"))
+    store._database.execute(f"UPDATE experiments SET lease = {NO_TEXT}")
+    assert store.experiments() == [StoredExperiment(1, {"id": "freeze-1"}, "")]
+
+
+def test_an_event_has_the_number_of_its_row(store: SqliteStore) -> None:
+    asyncio.run(store.append_events([(7, json.dumps({"sep": 7, "kind": "test"}))]))
+    assert store.events(1) == [{"sep": 7, "kind": "test", "seq": 7}]
+
+
 def test_what_a_crash_left_in_the_journal_is_there(path: Path, tmp_path: Path) -> None:
     store = opened(path)
     asyncio.run(store.save_wanted({"test/one": True}))

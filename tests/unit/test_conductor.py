@@ -415,6 +415,32 @@ def test_a_lease_that_can_not_be_read_is_undone_by_its_report() -> None:
     story(told, stored=[stored._replace(lease="{}")])
 
 
+@pytest.mark.parametrize("damage", ['"targets"', '"run"', '"id"'])
+def test_a_lease_and_a_report_that_are_both_damaged_keep_nexusd_from_nothing(damage: str) -> None:
+    (stored,) = leases("freeze")
+    text = msgspec.json.encode(stored.report).decode()
+    report = msgspec.json.decode(text.replace(damage, '"x"'))
+
+    async def told(house: House) -> None:
+        await house.conductor.leave()
+        assert house.shelf.rows[1].lease is None
+        assert ("SIGCONT vitals/one#0" in house.log) == (damage == '"id"')
+        assert await house.fresh_conductor().begin(asked(), "alice")
+
+    story(told, stored=[stored._replace(lease="", report=report)])
+
+
+def test_a_report_that_is_damaged_is_told_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    shown = leases("kill")[0].report
+    old = [StoredExperiment(1, {"id": "kill-1"}, None), StoredExperiment(2, {**shown, "id": "kill-2"}, None)]
+
+    async def told(house: House) -> None:
+        assert [one["id"] for one in house.conductor.register.reports()] == ["kill-2"]
+
+    story(told, stored=old)
+    assert "the report of experiment 1 is damaged: passed over" in caplog.text
+
+
 def test_a_lease_of_a_module_that_is_gone_is_closed() -> None:
     (stored,) = leases("freeze")
     assert stored.lease is not None
