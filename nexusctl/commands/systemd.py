@@ -16,7 +16,7 @@ from nexusctl.commands.options import answers
 from nexusctl.exits import DENIED, DONE, FAILED, NOT_RUNNING
 from nexusctl.invocation import Invocation
 from nexusctl.output import clean
-from nexusctl.unit_files import THERE, UNITS, UnitFile, remove, unit_files, write
+from nexusctl.unit_files import MISSING, THERE, UNITS, UnitFile, remove, unit_files, write
 
 PATIENCE_S = 120.0
 STARTED = ("nexusd.socket", "nexusd.service", "nexus-health.timer")
@@ -57,7 +57,7 @@ def install(invocation: Invocation, root: Path | None, unprivileged: bool) -> in
     told = [("kept" if before[file.path] == THERE else "wrote", str(file.path)) for file in files]
     told += [] if root else _made_known(files)
     following = None if root else f"systemctl enable --now {' '.join(STARTED)}"
-    done = {"files": [str(file.path) for file in files], "done": [f"{verb} {what}" for verb, what in told]}
+    done = {"files": [str(file.path) for file in files], "done": _said(told)}
     invocation.show({**done, "next": following}, lambda: _page(told, following))
     return FAILED if any(verb == "failed" for verb, _ in told) else DONE
 
@@ -75,22 +75,42 @@ def _made_known(files: list[UnitFile]) -> list[tuple[str, str]]:
 
 @systemd.command()
 @root
+@click.option(
+    "--force", is_flag=True, help="Remove the files also of what could not be stopped and disabled."
+)
 @answers
-def uninstall(invocation: Invocation, root: Path | None) -> int:
+def uninstall(invocation: Invocation, root: Path | None, force: bool) -> int:
     """Stop and disable the service and its modules, and remove what `systemd install` put in place.
 
-    State, logs, configuration and the user nexus stay.
+    State, logs, configuration and the user nexus stay. So does every file where the service could not be stopped.
     """
-    told = [] if root else [_ran(["systemctl", "disable", "--now", *STARTED])]
+    files = unit_files(root, unprivileged=True)
+    stopped = [] if root else _stopped(files)
+    if any(verb == "failed" for verb, _ in stopped) and not force:
+        following = "nexusctl systemd uninstall --force removes the files all the same"
+        kept = {"removed": [], "done": _said(stopped), "next": following}
+        invocation.show(kept, lambda: _page(stopped, following))
+        return FAILED
     try:
-        removed = [str(file.path) for file in unit_files(root, unprivileged=True) if remove(file)]
+        removed = [str(file.path) for file in files if remove(file)]
     except OSError as error:
         return _refused(error)
-    told += [("removed", path) for path in removed]
-    told += [] if root else [_ran(["systemctl", "daemon-reload"])]
-    said = [f"{verb} {what}" for verb, what in told]
-    invocation.show({"removed": removed, "done": said}, lambda: _page(told, None))
-    return DONE
+    made_known = [] if root else [_ran(["systemctl", "daemon-reload"])]
+    told = [*stopped, *(("removed", path) for path in removed), *made_known]
+    done = {"removed": removed, "done": _said(told), "next": None}
+    invocation.show(done, lambda: _page(told, None))
+    return FAILED if any(verb == "failed" for verb, _ in made_known) else DONE
+
+
+def _stopped(files: list[UnitFile]) -> list[tuple[str, str]]:
+    """systemctl refuses to disable what is not there."""
+    there = {file.path.name for file in files if file.state != MISSING}
+    units = [unit for unit in STARTED if unit in there]
+    return [_ran(["systemctl", "disable", "--now", *units])] if units else []
+
+
+def _said(told: list[tuple[str, str]]) -> list[str]:
+    return [f"{verb} {what}" for verb, what in told]
 
 
 @systemd.command()

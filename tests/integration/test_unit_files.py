@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from nexusctl.cli import nexusctl
 from nexusctl.commands import systemd as commands
-from nexusctl.unit_files import TEMPLATES, UNITS, unit_files
+from nexusctl.unit_files import TEMPLATES, UNITS, UnitFile, unit_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +68,49 @@ def test_a_systemctl_that_takes_too_long_is_told_and_ends_nothing_else(
     slow.chmod(0o755)
     monkeypatch.setattr(commands, "PATIENCE_S", 0.1)
     assert commands._ran([str(slow), "stop"]) == ("failed", f"{slow} stop: not done within 0.1 s")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host with nexusd installed, whose systemctl does what stands in `systemctl`."""
+
+    def files(_root: Path | None, unprivileged: bool) -> list[UnitFile]:
+        return unit_files(tmp_path, unprivileged)
+
+    def ran(command: list[str]) -> tuple[str, str]:
+        words = " ".join(command)
+        refuses = (tmp_path / "refuses").exists() and "disable" in words
+        return "failed" if refuses else "ran", words
+
+    monkeypatch.setattr(commands, "unit_files", files)
+    monkeypatch.setattr(commands, "_ran", ran)
+    assert on_host("install")[0] == 0
+    return tmp_path
+
+
+def on_host(*arguments: str) -> tuple[int, Any]:
+    ran = CliRunner().invoke(nexusctl, ["-o", "json", "systemd", *arguments], standalone_mode=False)
+    return ran.return_value, json.loads(ran.stdout)
+
+
+def installed(host: Path) -> set[str]:
+    return {path.name for path in (host / "usr/lib/systemd/system").glob("*")}
+
+
+def test_what_cannot_be_stopped_keeps_its_files_until_somebody_insists(host: Path) -> None:
+    (host / "refuses").touch()
+    status, done = on_host("uninstall")
+    assert (status, done["removed"]) == (1, [])
+    assert done["done"] == ["failed systemctl disable --now nexusd.socket nexusd.service nexus-health.timer"]
+    assert installed(host) == set(UNITS)
+    status, done = on_host("uninstall", "--force")
+    assert (status, installed(host)) == (0, set())
+    assert done["done"][0].startswith("failed") and done["done"][-1] == "ran systemctl daemon-reload"
+
+
+def test_what_is_not_installed_is_not_stopped(host: Path) -> None:
+    assert on_host("uninstall")[1]["done"][0].startswith("ran systemctl disable")
+    assert on_host("uninstall") == (0, {"removed": [], "done": ["ran systemctl daemon-reload"], "next": None})
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(TEMPLATES.iterdir())])
