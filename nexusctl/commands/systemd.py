@@ -16,10 +16,11 @@ from nexusctl.commands.options import answers
 from nexusctl.exits import DENIED, DONE, FAILED, NOT_RUNNING
 from nexusctl.invocation import Invocation
 from nexusctl.output import clean
-from nexusctl.unit_files import MISSING, THERE, UNITS, UnitFile, remove, unit_files, write
+from nexusctl.unit_files import DROP_IN, MISSING, THERE, UNITS, UnitFile, remove, unit_files, write
 
 PATIENCE_S = 120.0
 STARTED = ("nexusd.socket", "nexusd.service", "nexus-health.timer")
+NOT_USED = "not used"
 _SHOWN = ("LoadState", "ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "StatusText")
 
 root = click.option(
@@ -117,15 +118,23 @@ def _said(told: list[tuple[str, str]]) -> list[str]:
 @root
 @answers
 def status(invocation: Invocation, root: Path | None) -> int:
-    """Show which files are in place and, of this host, how systemd sees the units."""
+    """Show which files are in place and, of this host, how systemd sees the units.
+
+    The exit status is 0 where all that is needed is there and nexusd runs, else 3.
+    """
     files = unit_files(root, unprivileged=True)
-    states = [(file.state, str(file.path)) for file in files]
+    states = [(_state(file), str(file.path)) for file in files]
     units = [] if root else [_seen(unit) for unit in UNITS]
     found = {"files": [{"path": path, "state": state} for state, path in states], "units": units}
     invocation.show(found, lambda: _page([*states, *((one["state"], one["text"]) for one in units)], None))
-    needed = [file for file in files if file.path.name != "unprivileged.conf"]
     is_active = bool(root) or any(one["unit"] == UNITS[0] and one["active"] for one in units)
-    return DONE if is_active and all(file.state == THERE for file in needed) else NOT_RUNNING
+    is_whole = all(state in (THERE, NOT_USED) for state, _ in states)
+    return DONE if is_active and is_whole else NOT_RUNNING
+
+
+def _state(file: UnitFile) -> str:
+    """The drop-in is for those who asked for it."""
+    return NOT_USED if file.state == MISSING and file.path.match(DROP_IN) else file.state
 
 
 def _seen(unit: str) -> dict[str, str]:

@@ -70,6 +70,18 @@ def test_a_systemctl_that_takes_too_long_is_told_and_ends_nothing_else(
     assert commands._ran([str(slow), "stop"]) == ("failed", f"{slow} stop: not done within 0.1 s")
 
 
+def test_the_drop_in_is_told_as_not_used_and_needed_only_where_it_is_there(tmp_path: Path) -> None:
+    systemd("install", "--root", tmp_path)
+    drop_in = tmp_path / "usr/lib/systemd/system/nexusd.service.d/unprivileged.conf"
+    status, shown = systemd("status", "--root", tmp_path)
+    assert (status, shown["files"][-1]) == (0, {"path": str(drop_in), "state": "not used"})
+    systemd("install", "--unprivileged", "--root", tmp_path)
+    status, shown = systemd("status", "--root", tmp_path)
+    assert (status, shown["files"][-1]["state"]) == (0, "installed")
+    drop_in.write_text("[Service]\n")
+    assert systemd("status", "--root", tmp_path)[0] == 3
+
+
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host with nexusd installed, whose systemctl does what stands in `systemctl`."""
