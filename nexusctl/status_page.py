@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from nexusctl.output import clean, fits, fitting, hanging, moment, pairs, span, value_text, with_notes
 
 TYPE_CHECKING = False
@@ -28,7 +30,8 @@ def fleet_page(status: Item, items: Sequence[Item], page: Page, now: float) -> l
         *(page.paint(f"warning: {clean(w)}", "yellow") for w in _warnings(status)),
     ]
     if not items:
-        return [*told, "", "no modules", "next: nexusctl new GROUP/NAME --into DIR"]
+        folder = shlex.quote(clean(next(iter(status.get("module_paths") or []), "DIR")))
+        return [*told, "", "no modules", f"next: nexusctl new GROUP/NAME --into {folder}"]
     reasons = [clean(item.get("reason") or "") for item in items]
     table = fitting([HEADING, *(_row(item, now) for item in items)], page, RIGHT)
     return [*told, "", *with_notes(table, "REASON", reasons, page)]

@@ -66,7 +66,11 @@ def test_a_long_id_pushes_out_the_last_columns_rather_than_wrapping() -> None:
 
 
 def test_a_daemon_without_modules_says_so_and_what_to_do() -> None:
-    assert lines([])[2:] == ["no modules", "next: nexusctl new GROUP/NAME --into DIR"]
+    where = "/etc/nexus/modules", "/srv/more"
+    told = ["no modules", "next: nexusctl new GROUP/NAME --into /etc/nexus/modules"]
+    assert lines([], module_paths=where)[2:] == told
+    assert lines([], module_paths=["/my modules"])[-1].endswith("--into '/my modules'")
+    assert lines([], module_paths=[])[-1].endswith("--into DIR")
 
 
 def test_three_hundred_modules_are_three_hundred_lines() -> None:
