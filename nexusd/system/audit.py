@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -41,6 +41,20 @@ class _Job:
     line: bytes = b""
 
 
+@dataclass(slots=True)
+class _Gap:
+    """The line that tells since when the log could not be written, why, and what that cost."""
+
+    entry: Entry
+    job: _Job
+    lost: int = 0
+
+    def lose(self, count: int) -> None:
+        self.lost += count
+        params = {**self.entry.params, "lines_lost": self.lost}
+        self.job.content = replace(self.entry, params=params).content()
+
+
 class AuditLog:
     def __init__(self, folder: str, head_path: str, *, max_size: int, files: int) -> None:
         self._files = AuditFiles(folder, head_path, max_size, files)
@@ -48,7 +62,7 @@ class AuditLog:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._jobs: deque[_Job] = deque()
         self._late: deque[_Job] = deque()
-        self._gap: _Job | None = None  # the last that was among those
+        self._gap: _Gap | None = None  # the last one; its line is among those until it is written
         self._subscribers: set[Subscriber] = set()
         self._trouble: str | None = None  # why the last line could not be written
         self._contradictions: list[str] = []
@@ -160,10 +174,11 @@ class AuditLog:
             failure = OSError(errno.EIO, "a defect of nexusd, told in its log", self._folder)
         begins_gap = failure is not None and self._trouble is None
         self._note(failure)
+        if begins_gap:
+            self._begin_gap()
         self._settle(jobs, failure)
-        if begins_gap:  # the log tells of it itself, as soon as it can
-            self._gap = _Job(_own("gap", {"reason": self._trouble}).content())
-            self._keep_for_later([self._gap])
+        if begins_gap and self._gap is not None:  # the log tells of it itself, as soon as it can
+            self._keep_for_later([self._gap.job])
 
     def _contradicted(self, told: dict[str, Any]) -> _Job:
         """The log is not as nexusd left it: that stands in the log itself, and in the status."""
@@ -193,11 +208,23 @@ class AuditLog:
         if waiting or self._subscribers:
             self._loop.call_soon_threadsafe(self._tell, written, waiting, failure)
 
+    def _begin_gap(self) -> _Gap:
+        entry = _own("gap", {"reason": self._trouble})
+        self._gap = _Gap(entry, _Job(entry.content()))
+        return self._gap
+
     def _keep_for_later(self, jobs: Iterable[_Job]) -> None:
-        """Of too many the oldest go; not the one that tells since when."""
+        """Of too many the oldest go; not the line that tells since when, and how many went."""
         self._late.extend(jobs)
+        if len(self._late) <= KEPT_FOR_LATER:
+            return
+        gap = self._gap
+        if gap is None or gap.job.line:  # that line could be written, and these could not
+            gap = self._begin_gap()
+            self._late.appendleft(gap.job)
+        gap.lose(len(self._late) - KEPT_FOR_LATER)
         while len(self._late) > KEPT_FOR_LATER:
-            del self._late[1 if self._late[0] is self._gap else 0]
+            del self._late[1 if self._late[0] is gap.job else 0]
 
     def _records(self, most: int, since: int, module_id: str | None) -> list[bytes]:
         found: list[bytes] = []

@@ -353,6 +353,36 @@ def test_however_much_is_refused_meanwhile_the_log_tells_since_when_it_could_not
     house.tell(story)
     told = [line["method"] for line in house.lines() if line["outcome"] != "begun"]
     assert told.count("nexusd.gap") == 1 and len(told) == len(("start", "stop")) + 3
+    (gap,) = (line for line in house.lines() if line["method"] == "nexusd.gap")
+    assert gap["params"]["lines_lost"] == 2 and "No space left" in gap["params"]["reason"]
+    assert house.findings() == []
+
+
+def test_what_is_lost_after_the_log_has_told_of_the_gap_is_told_as_well(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+
+    def room_for_a_gap(descriptor: int, data: bytes) -> int:
+        if b"nexusd.gap" in data:
+            return real(descriptor, data)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def story(log: AuditLog) -> None:
+        await log.begin(entry())
+        with monkeypatch.context() as patched:
+            patched.setattr(audit_files.os, "write", room_for_a_gap)
+            for _ in range(6):
+                log.add(entry(outcome="denied"))
+                with pytest.raises(NotPossible):
+                    await log.begin(entry())
+        await log.begin(entry())
+
+    monkeypatch.setattr(audit, "KEPT_FOR_LATER", 3)
+    house.tell(story)
+    lost = [line["params"].get("lines_lost", 0) for line in house.lines() if line["method"] == "nexusd.gap"]
+    denied = [line for line in house.lines() if line["outcome"] == "denied"]
+    assert len(lost) > 1 and sum(lost) + len(denied) == 6
     assert house.findings() == []
 
 
