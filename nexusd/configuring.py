@@ -46,7 +46,23 @@ class Configuring:
         self._control = control
         self._configs = configs
         self._tell = tell
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands: dict[asyncio.Task[None], str] = {}  # and for which replica
+
+    @property
+    def untold(self) -> list[str]:
+        """Replicas that are starting, and have yet to be told a value: the errand ends with this nexusd."""
+        return list(self._errands.values())
+
+    def tell_adopted(self) -> None:
+        """Who was starting when a former nexusd ended may have read its values before the last one was set.
+
+        To be called before the fleet hears what became of them meanwhile.
+        """
+        for module in self._supervisor.fleet.modules.values():
+            for replica in module.current:
+                if isinstance(replica.state, Starting):
+                    keys = module.definition_of(replica).manifest.config
+                    self._tell_later(replica, [name for name, key in keys.items() if key.apply == "live"])
 
     async def configure(self, module_id: str, name: str, value: Any) -> dict[str, Any]:
         async with self._reach.changing[module_id]:  # two could be told and stored in different orders
@@ -147,13 +163,17 @@ class Configuring:
         """Who was starting has read its values already, and hears of no other before it is started."""
         for replica in self._reach.module(module_id).current:
             if isinstance(replica.state, Starting | Started) and replica.state.run not in told:
-                errand = self._tell_when_started(module_id, name, replica.state.run)
-                task = asyncio.get_running_loop().create_task(errand)
-                self._errands.add(task)  # the loop itself keeps weak references only
-                task.add_done_callback(self._errands.discard)
+                self._tell_later(replica, [name])
 
-    async def _tell_when_started(self, module_id: str, name: str, run: str) -> None:
-        """The value that the key has by then."""
+    def _tell_later(self, replica: Replica, names: Collection[str]) -> None:
+        if names and replica.run is not None:
+            errand = self._tell_when_started(replica.module_id, names, replica.run)
+            task = asyncio.get_running_loop().create_task(errand)
+            self._errands[task] = replica.name  # the loop itself keeps weak references only
+            task.add_done_callback(self._errands.pop)
+
+    async def _tell_when_started(self, module_id: str, names: Iterable[str], run: str) -> None:
+        """The values that the keys have by then."""
 
         def is_decided(fleet: Fleet) -> bool:
             replica = _with_run(fleet.modules.get(module_id), run)
@@ -161,18 +181,22 @@ class Configuring:
 
         await self._supervisor.until([module_id], is_decided, None)
         async with self._reach.changing[module_id]:
-            module = self._supervisor.fleet.modules.get(module_id)
-            replica = _with_run(module, run)
-            if module is None or replica is None or not isinstance(replica.state, Started):
-                return
-            manifest = module.definition_of(replica).manifest
-            if (key := manifest.config.get(name)) is None:
-                return
-            try:
-                value = settings.effective(manifest, module.configured)[name]
-                await self._tell_run(run, name, value, key)
-            except NexusError as error:  # whoever set it waits no longer
-                log.warning("%s may still use the former value of %s: %s", run, name, error)
+            for name in names:
+                await self._tell_present_value(module_id, name, run)
+
+    async def _tell_present_value(self, module_id: str, name: str, run: str) -> None:
+        module = self._supervisor.fleet.modules.get(module_id)
+        replica = _with_run(module, run)
+        if module is None or replica is None or not isinstance(replica.state, Started):
+            return
+        manifest = module.definition_of(replica).manifest
+        if (key := manifest.config.get(name)) is None:
+            return
+        try:
+            value = settings.effective(manifest, module.configured)[name]
+            await self._tell_run(run, name, value, key)
+        except NexusError as error:  # whoever set it waits no longer
+            log.warning("%s may still use the former value of %s: %s", run, name, error)
 
     async def _tell_run(self, run: str, name: str, value: Any, key: ConfigKey) -> None:
         params = {"key": name, "value": value}

@@ -159,6 +159,7 @@ class UniversalDaemon:
     def _set_modules_going(self) -> None:
         parts = self._parts
         parts.processes.holds_back = False
+        parts.operations.tell_adopted()
         parts.news.begin()
         parts.clock.start()  # not before: a deadline that passed while nobody looked may have been met in time
         parts.chaos_clock.start()
@@ -235,7 +236,10 @@ class UniversalDaemon:
 
     def _cut_short(self) -> list[str]:
         experiments = {one.trial.id: one.module_id for one in self._parts.chaos.register}
-        told = replacing.under_way(self._parts.supervisor.fleet, self._parts.under_way.all, experiments)
+        untold = self._parts.operations.untold
+        told = replacing.under_way(
+            self._parts.supervisor.fleet, self._parts.under_way.all, experiments, untold
+        )
         return [*told, *(["a reload of nexusd.toml"] if self._reloading.locked() and not told else [])]
 
     def _reload_config(self) -> dict[str, list[str]]:

@@ -75,6 +75,13 @@ class Operations:
     async def unset_config(self, module_id: str, key: str) -> dict[str, Any]:
         return await self._configuring.unset(module_id, key)
 
+    @property
+    def untold(self) -> list[str]:
+        return self._configuring.untold
+
+    def tell_adopted(self) -> None:
+        self._configuring.tell_adopted()
+
     def is_secret(self, module_id: str, key: str) -> bool:
         """Whether the value of this key must not be shown; one that nobody knows may be a mistyped secret."""
         module = self._supervisor.fleet.modules.get(module_id)

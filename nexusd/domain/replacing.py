@@ -48,8 +48,13 @@ class Commanded(NamedTuple):
     principal: str
 
 
-def under_way(fleet: Fleet, commanded: Collection[Commanded], experiments: Mapping[str, str]) -> list[str]:
-    """What would be cut short, in words. experiments: modules by the experiment's id."""
+def under_way(
+    fleet: Fleet,
+    commanded: Collection[Commanded],
+    experiments: Mapping[str, str],
+    untold: Collection[str] = (),
+) -> list[str]:
+    """What would be cut short, in words. experiments: modules by the experiment's id. untold: names of replicas."""
     told = [f"{one.method} {one.module_id or ''}".strip() + f" ({one.principal})" for one in commanded]
     asked = {one.module_id for one in commanded}
     told += [
@@ -57,6 +62,7 @@ def under_way(fleet: Fleet, commanded: Collection[Commanded], experiments: Mappi
         for one in fleet.modules.values()
         if one.upgrade is not None and one.id not in asked
     ]
+    told += [f"a value that {replica} is to hear of once it is started" for replica in dict.fromkeys(untold)]
     told += [f"{name} of {module_id}" for name, module_id in experiments.items() if module_id not in asked]
     return told
 

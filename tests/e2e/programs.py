@@ -79,3 +79,24 @@ while going:
 os.write(1, b"end %d\\n" % number)
 """
 )
+
+# A Python module that reads its values, starts when it is let, and rings with each value that it is told.
+TOLD_LATE = """
+import os
+from nexusd.sdk import Module
+class It(Module):
+    async def start(self):
+        self.ring("begun")
+        os.read(os.open(os.environ["GATE"], os.O_RDONLY), len("go") + 1)
+    async def configure(self, key, value):
+        self.ring(f"{key} {value}")
+    def ring(self, text):
+        with open(os.environ["BELL"], "a") as bell:
+            print(text, file=bell)
+"""
+TOLD_LATE_KEYS = """
+[config.rate]
+type = "int"
+default = 1
+apply = "live"
+"""

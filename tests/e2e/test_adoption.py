@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.programs import COUNTER, OBEDIENT, READY_LATER, READY_LATER_IN_PYTHON, RELUCTANT, SLEEPER
+from tests.e2e.programs import (
+    COUNTER,
+    OBEDIENT,
+    READY_LATER,
+    READY_LATER_IN_PYTHON,
+    RELUCTANT,
+    SLEEPER,
+    TOLD_LATE,
+    TOLD_LATE_KEYS,
+)
 from tests.kernel import PIDFDS_TELL
 from tests.running_nexus import BOUND_S, INTERPRETER, Fifo, Nexus, is_alive, ticking, wait_gone
 
@@ -104,6 +113,24 @@ def _answer(path: Path, question: bytes) -> bytes:
         sock.connect(str(path))
         sock.sendall(question)
         return sock.recv(4096)
+
+
+@pytest.mark.parametrize("when", ["while nexusd is away", "afterwards"])
+def test_a_value_reaches_a_module_that_was_starting_when_it_was_set_though_nexusd_is_killed_in_between(
+    nexus: Nexus, gate: Fifo, when: str
+) -> None:
+    nexus.add_python("a/one", TOLD_LATE, TOLD_LATE_KEYS)
+    nexus.start()
+    assert nexus.bell.hear() == "begun"
+    assert nexus.call("configure", module_id="a/one", key="rate", value=7)["applied"] == "stored"
+    nexus.kill()
+    if when == "afterwards":
+        nexus.start()
+    gate.say()
+    if when != "afterwards":
+        nexus.start()
+    assert nexus.bell.hear() == "rate 7"
+    assert nexus.until_state("a/one", "started")["restarts"] == 0
 
 
 def test_a_module_that_is_still_starting_is_waited_for_by_the_next_nexusd(nexus: Nexus, gate: Fifo) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from nexusctl.async_nexus_client import AsyncNexusClient
 from nexusctl.client import Client, RpcError, Unreachable
-from tests.e2e.programs import COUNTER, OBEDIENT, READY_LATER, SLEEPER
+from tests.e2e.programs import COUNTER, OBEDIENT, READY_LATER, SLEEPER, TOLD_LATE, TOLD_LATE_KEYS
 from tests.running_nexus import BOUND_S, Fifo, Nexus, Status, is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -434,6 +434,21 @@ def test_by_force_a_reload_is_cut_short_and_the_generation_in_force_goes_on(nexu
     assert nexus.status()["replaced"] is not None, ran.stderr
     status = nexus.until("a/one", lambda status: len(status["instances"]) == 1)
     assert (status["state"], status["instances"][0]["pid"]) == ("started", pid)
+
+
+def test_a_value_that_a_module_is_to_hear_of_once_it_is_started_stands_in_the_way(
+    nexus: Nexus, gate: Fifo
+) -> None:
+    nexus.add_python("a/one", TOLD_LATE, TOLD_LATE_KEYS)
+    nexus.start()
+    assert nexus.bell.hear() == "begun"
+    nexus.call("configure", module_id="a/one", key="rate", value=7)
+    ran = nexus.ctl("reexec")
+    assert ran.returncode == 1 and "a value that a/one#0 is to hear of once it is started" in ran.stderr
+    gate.say()
+    assert nexus.bell.hear() == "rate 7"
+    nexus.call("configure", module_id="a/one", key="rate", value=8)  # one after the other
+    assert nexus.ctl("reexec").returncode == 0
 
 
 def test_a_command_that_somebody_waits_for_stands_in_the_way(nexus: Nexus, gate: Fifo) -> None:

@@ -553,6 +553,22 @@ def test_a_live_value_reaches_a_replica_that_was_starting_as_soon_as_it_is_start
     assert set(house.control.asked) == {(f"{ECHO}#0", "rate", 30)}
 
 
+def test_who_was_starting_under_a_former_nexusd_is_told_every_live_value_once_it_is_started(house):
+    house.is_running(BUS)
+    house.supervisor.handle(Want((ECHO,), True))
+    house.supervisor.handle(Put(ECHO, replace(house.module(ECHO), configured={"rate": 20})))
+
+    async def story():
+        house.operations.tell_adopted()
+        assert house.operations.untold == [f"{ECHO}#0"]
+        house.ready(ECHO)
+        await settled()
+
+    asyncio.run(story())
+    assert house.control.asked == [(f"{ECHO}#0", "rate", 20), (f"{ECHO}#0", "token", "none")]
+    assert house.operations.untold == []
+
+
 def test_what_a_replica_that_was_starting_refuses_is_told_in_the_log(house, caplog):
     house.is_running(BUS)
     house.supervisor.handle(Want((ECHO,), True))

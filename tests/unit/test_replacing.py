@@ -86,6 +86,11 @@ def test_what_is_under_way_is_named_once_with_who_waits_for_it() -> None:
     assert told == ["reload_module a/b (root)", "reload_daemon (ann)", "a reload of a/c", "freeze-3 of a/c"]
 
 
+def test_a_value_that_a_replica_has_yet_to_hear_of_is_under_way_once() -> None:
+    told = replacing.under_way(fleet(), [], {}, ["a/b#0", "a/b#0", "a/b#1"])
+    assert told == [f"a value that a/b#{index} is to hear of once it is started" for index in (0, 1)]
+
+
 def test_a_refusal_names_some_and_has_all() -> None:
     told = [f"a reload of a/{number}" for number in range(7)]
     with pytest.raises(Busy, match=r"a/4, 2 more$") as refusal:
