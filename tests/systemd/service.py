@@ -135,6 +135,10 @@ class Service:
                 found += map(int, file.read_text().split())
         return found
 
+    def processes_named(self, *names: str) -> list[int]:
+        """Those of the service whose first thread has one of these names, by the pids of this machine."""
+        return [pid for pid in self.processes() if _name_of(pid) in names]
+
     def modules_running(self) -> Counter[str]:
         """How many processes each module has, as the kernel knows it."""
         return Counter(filter(None, map(_module_of, self.processes())))
@@ -160,6 +164,13 @@ class Service:
         if machine.path(UNITS / f"{UNIT}.d").exists():
             machine.run("rm", "-r", UNITS / f"{UNIT}.d")
             machine.run("systemctl", "daemon-reload")
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:  # it has ended
+        return ""
 
 
 def _module_of(pid: int) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from nexusctl.client import RpcError
 from nexusctl.unreachable import Unreachable
-from tests.systemd.service import UNIT, Service
+from tests.systemd.service import UNIT, Service, Status
 
 QUICK = "[Service]\nWatchdogSec=2s\nTimeoutAbortSec=2s\n"
 LEAVES = '[daemon]\non_stop = "leave-modules"\n'
@@ -50,6 +50,33 @@ def test_a_sudden_death_changes_no_module(running: Service, death: Callable[[Ser
     assert running.replicas() == before
     assert running.began() == pytest.approx(began, abs=0.5)
     assert running.copies("sleep 100000") == len(before)
+
+
+READY = "#!/bin/bash\nsystemd-notify --ready\nexec sleep 100000\n"
+
+
+@pytest.mark.parametrize("programs", [("nexusd",), ("nexus-keeper",), ("nexusd", "nexus-keeper")])
+def test_a_death_in_the_middle_of_a_birth_is_no_restart(service: Service, programs: tuple[str, ...]) -> None:
+    """As soon as nexusd has taken the wish: the process is then being made, at its gate, or about to say READY=1."""
+    service.module("a/late", READY, manifest="autostart = false\n", ready="notify")
+    service.start()
+    for _ in range(6):
+        doomed = service.processes_named(*programs)
+        assert len(doomed) == len(programs)
+        service.call("start_module", module_id="a/late", wait=False)
+        for pid in doomed:
+            os.kill(pid, signal.SIGKILL)
+        service.await_keeper()
+        service.machine.await_("it is started", lambda: _late(service)["state"] == "started")
+        assert _late(service)["restarts"] == 0
+        assert service.copies("sleep 100000") == 1
+        service.call("stop_module", module_id="a/late")
+
+
+def _late(service: Service) -> Status:
+    (late,) = service.read("get_status", module_id="a/late")["instances"]
+    found: Status = late
+    return found
 
 
 def test_a_listening_socket_outlives_the_death_of_both(service: Service) -> None:
