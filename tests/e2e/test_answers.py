@@ -29,7 +29,7 @@ METHODS = {
     *("get_status", "check_liveness", "check_readiness", "check_critical_modules", "whoami", "rpc.discover"),
     *("start_module", "stop_module", "restart_module", "reload_module", "configure", "get_config"),
     *("scale_module", "trigger_healing", "unset_config"),
-    *("get_logs", "subscribe_events", "get_history", "reload_daemon", "shutdown", "get_metrics"),
+    *("get_logs", "subscribe_events", "get_history", "reload_daemon", "reexec", "shutdown", "get_metrics"),
     *("get_audit", "verify_audit"),
     *("trigger_chaos", "abort_chaos", "list_chaos", "get_chaos"),
 }

@@ -46,7 +46,7 @@ def test_a_run_is_written_down_and_told_before_its_first_instruction(kept: Kept)
     journal = kept.home / "keeper.journal"
     seen = kept.sh("one", f"cat {journal}; echo $$", **FORKED).splitlines()
     spawned = json.loads(seen[0])["run"]
-    assert (spawned["key"], spawned["pid"]) == ("one", int(seen[1]))
+    assert (spawned["key"], spawned["pid"]) == ("one", int(seen[-1]))
     kept.spawn("two", "/bin/true", **FORKED)
     heard = [kept.next() for _ in range(3)]
     assert [message["say"] for message in heard] == ["spawned", "running", "exited"]
